@@ -1,0 +1,191 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "compute/formats/number_format.h"
+#include "compute/recipe/recipe.h"
+#include "compute/second_moment/second_moment.h"
+#include "compute/tensor/tensor.h"
+
+// The contract between the method and the device. One op is one step that a reader of the papers
+// would name. Operands are device matrices; an op reads its operands, returns new ones and runs in
+// the order of its stream. The CPU implementation is the float64 reference that others are held to.
+namespace quantd::compute {
+
+struct DeviceInfo {
+  std::string name;         // "cpu", "cuda:0"
+  std::string description;  // "AMD EPYC 9654, 2 threads"
+  int64_t memory_bytes = 0;
+};
+
+// A dense row-major matrix (or C/B x B x B stack of blocks) in the memory of one backend's device.
+// Cheap to copy: copies share the memory, which no op changes after it was written.
+class DeviceTensor {
+ public:
+  // Device memory; each backend derives its own. Destroying the last copy frees it.
+  class Memory {
+   public:
+    virtual ~Memory() = default;
+  };
+
+  DeviceTensor() = default;
+  DeviceTensor(DType dtype, std::vector<int64_t> shape, std::shared_ptr<const Memory> memory)
+      : dtype_(dtype), shape_(std::move(shape)), memory_(std::move(memory)) {}
+
+  DType dtype() const { return dtype_; }
+  const std::vector<int64_t>& shape() const { return shape_; }
+  int64_t dim(int axis) const { return shape_[axis]; }
+  bool empty() const { return memory_ == nullptr; }
+  const Memory* memory() const { return memory_.get(); }
+
+ private:
+  DType dtype_ = DType::kF64;
+  std::vector<int64_t> shape_;
+  std::shared_ptr<const Memory> memory_;
+};
+
+// Set from any thread to stop a running layer; ops look at it between slices of work and return
+// CANCELLED.
+class CancelFlag {
+ public:
+  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  absl::Status Check() const {
+    return cancelled() ? absl::CancelledError("the layer was cancelled") : absl::OkStatus();
+  }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+};
+
+// The order in which ops of one layer run. Used by one thread at a time; streams of one backend run
+// beside each other.
+class Stream {
+ public:
+  explicit Stream(const CancelFlag* cancel) : cancel_(cancel) {}
+  virtual ~Stream() = default;
+  // Waits for all work; the first error of any op of the stream.
+  virtual absl::Status Synchronize() = 0;
+  absl::Status CheckCancelled() const {
+    return cancel_ == nullptr ? absl::OkStatus() : cancel_->Check();
+  }
+
+ private:
+  const CancelFlag* cancel_;
+};
+
+// Sums x x^T of streamed chunks on the device. Folds at fixed positions of the token stream,
+// whatever the chunk sizes, so the same tokens in the same order give the same bits. Relative
+// Frobenius error against float64: <= 1e-6. Used by one thread at a time.
+class MomentAccumulator {
+ public:
+  virtual ~MomentAccumulator() = default;
+  // `tokens` rows of spec.cols elements. NaN and Inf are refused (INVALID_ARGUMENT names row and
+  // column) and leave the sum as it was. `first_token` is the stream position of row 0 and `key`
+  // names the stream: together they seed the row sample.
+  virtual absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
+                           absl::Span<const std::byte> data) = 0;
+  // The sum so far, every added token included.
+  virtual absl::StatusOr<SecondMoment> Snapshot() = 0;
+};
+
+// A stack of block transforms: x' = Tx x for activations, w' = Tw w for weights, Tw = Tx^-T.
+struct BlockTransform {
+  int64_t block_size = 0;  // B
+  DeviceTensor tx;         // C/B x B x B, F32: what is stored and applied to activations
+  DeviceTensor tw;         // C/B x B x B, F64: inverse transpose of the rounded tx
+  bool identity = false;   // Tx = I: tx and tw are empty
+};
+
+struct TransformProblem {
+  TransformKind kind = TransformKind::kIdentity;
+  Solver solver = Solver::kMarginal;
+  int64_t block_size = 32;     // B
+  double damping = 1e-2;       // l, marginal solver
+  uint64_t seed = 0;           // kRandom
+  DeviceTensor weight;         // R x C, F64
+  // kWus and kWush. Marginal: C/B x B x B diagonal blocks of M. Conditional: M, C x C. F64.
+  DeviceTensor second_moment;
+};
+
+struct TransformSolution {
+  BlockTransform transform;
+  std::vector<double> trace;      // tr(S) of each block; empty for data-free transforms
+  double condition_max = 1.0;     // largest 2-norm condition number of a block's Tx
+  int64_t damped_blocks = 0;      // blocks that needed more damping than asked
+  double damping_max = 0.0;       // largest relative damping used
+};
+
+// A weight with its transform applied and quantized, and the values that the codes decode to.
+struct QuantizedWeight {
+  EncodedMatrix encoded;  // host
+  // R x C, F64: decoded codes times Tx, i.e. the matrix that the original inputs see.
+  DeviceTensor dequantized;
+  // R x C, F64: decoded codes, the matrix that the transformed inputs see.
+  DeviceTensor decoded;
+};
+
+// Sums behind the error report, all measured on decoded results in float64.
+struct WeightError {
+  // tr(dW M dW^T) and tr(W M W^T), with the diagonal blocks of M only where M is block-diagonal.
+  double output_error = 0.0;
+  double output_energy = 0.0;
+  double max_abs_weight_error = 0.0;
+  std::vector<double> row_error;     // R: each row's part of output_error
+  std::vector<double> column_error;  // C: [dW M dW^T] by input column: (M dW^T dW)_ii
+};
+struct OutputError {
+  double error = 0.0;   // ||Y - Yhat||_F^2 over the sample
+  double energy = 0.0;  // ||Y||_F^2
+};
+
+// Thread-safe.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual DeviceInfo Describe() const = 0;
+  // Whether `resolved` can run here: asked at job creation, not assumed. UNIMPLEMENTED says what is
+  // missing.
+  virtual absl::Status Supports(const Recipe& resolved) const = 0;
+
+  // `cancel` may be null and must outlive the stream.
+  virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream(const CancelFlag* cancel) = 0;
+
+  // RESOURCE_EXHAUSTED where device memory is short. Float dtypes are widened to F64.
+  virtual absl::StatusOr<DeviceTensor> Upload(Stream& stream, const Tensor& tensor) = 0;
+  virtual absl::StatusOr<Tensor> Download(Stream& stream, const DeviceTensor& tensor) = 0;
+
+  // Continues from `start` where given (its spec must equal `spec`).
+  virtual absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
+      const MomentSpec& spec, const SecondMoment* start) = 0;
+
+  // Solves every block's transform (WUSH, section 2 of docs/numerics.md) and rounds it to F32.
+  virtual absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,
+                                                            const TransformProblem& problem) = 0;
+  // W' = W Tw^T by blocks, scales from W', codes rounded to nearest.
+  virtual absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& format,
+                                                         const BlockTransform& transform,
+                                                         const DeviceTensor& weight) = 0;
+  // dW = weight - dequantized against `second_moment` (C x C or C/B x B x B).
+  virtual absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
+                                                         const DeviceTensor& dequantized,
+                                                         const DeviceTensor& second_moment) = 0;
+  // Y = X W^T against Yhat = Q(X Tx^T) decoded^T over the sampled tokens X (n x C).
+  virtual absl::StatusOr<OutputError> MeasureOutputError(Stream& stream, const NumberFormat& format,
+                                                         const BlockTransform& transform,
+                                                         const DeviceTensor& weight,
+                                                         const DeviceTensor& decoded,
+                                                         const DeviceTensor& sample) = 0;
+};
+
+}  // namespace quantd::compute

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "compute/second_moment/row_sample.h"
+#include "compute/tensor/tensor.h"
+
+namespace quantd::compute {
+
+enum class MomentLayout : uint8_t {
+  kFull,           // C x C
+  kBlockDiagonal,  // C/B blocks of B x B: all that RTN with the marginal solver reads
+};
+
+// What is accumulated. Partial sums merge only where these agree.
+struct MomentSpec {
+  MomentLayout layout = MomentLayout::kFull;
+  int64_t block_size = 0;  // B, kBlockDiagonal only; divides cols
+  int64_t cols = 0;        // C, 1 .. 2^20
+  int64_t sample_rows = 512;
+  uint64_t sample_seed = 0;
+
+  absl::Status Validate() const;
+  int64_t SumElements() const;  // C * C or C * B
+  friend bool operator==(const MomentSpec&, const MomentSpec&) = default;
+};
+
+// Second moment sum of x x^T over tokens x in R^C, never mean-centred: a commutative monoid under
+// Merge, so partial sums from several streams or machines add up. Value type, float64.
+// The sum is row-major, C x C or C/B x B x B, and symmetric: both triangles are filled.
+class SecondMoment {
+ public:
+  // The empty sum. `spec` must be valid.
+  static absl::StatusOr<SecondMoment> Create(const MomentSpec& spec);
+
+  const MomentSpec& spec() const { return spec_; }
+  int64_t tokens() const { return tokens_; }
+  absl::Span<const double> sum() const { return sum_; }
+  absl::Span<double> mutable_sum() { return absl::MakeSpan(sum_); }
+  const RowSample& sample() const { return sample_; }
+  RowSample& mutable_sample() { return sample_; }
+  void AddTokens(int64_t tokens) { tokens_ += tokens; }
+
+  // Digest of the multiset of chunks that went in: the sum modulo 2^128 of the chunks' XXH3-128
+  // hashes, so it does not depend on the order or on which stream a chunk came through.
+  void AddChunkDigest(absl::Span<const std::byte> chunk);
+  std::string DigestHex() const;
+
+  // INVALID_ARGUMENT where the specs differ.
+  absl::Status Merge(const SecondMoment& other);
+
+  // M = sum / tokens, restricted to the blocks of `block_size` columns on the diagonal: C/B x B x B.
+  // FAILED_PRECONDITION without tokens; INVALID_ARGUMENT where a block-diagonal sum has blocks that
+  // are no multiple of `block_size`.
+  absl::StatusOr<Tensor> BlockDiagonalMean(int64_t block_size) const;
+  // M = sum / tokens, C x C. FAILED_PRECONDITION for a block-diagonal sum or without tokens.
+  absl::StatusOr<Tensor> FullMean() const;
+
+  // Durable form, little-endian, documented in docs/formats.md: header, lower triangles, sample;
+  // ends with an XXH3-64 of all before it. Parse checks everything of untrusted bytes before it
+  // allocates (DATA_LOSS).
+  std::string Serialize() const;
+  static absl::StatusOr<SecondMoment> Parse(absl::string_view bytes);
+
+ private:
+  MomentSpec spec_;
+  int64_t tokens_ = 0;
+  unsigned __int128 digest_ = 0;
+  std::vector<double> sum_;
+  RowSample sample_;
+};
+
+}  // namespace quantd::compute
