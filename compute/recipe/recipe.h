@@ -42,6 +42,8 @@ struct Recipe {
   std::optional<double> damping;
   uint64_t seed = 0;
   double rate_bits = 0;  // WaterSIC
+
+  friend bool operator==(const Recipe&, const Recipe&) = default;
 };
 
 // Fills every default and checks that the fields fit each other. INVALID_ARGUMENT names the field,
