@@ -265,9 +265,9 @@ class Rtn:
     weight_and_activation: float
 
 
-def rtn(w, m, x, transform, fmt, *, fixed_global=None, rule="mse", search_activation_global=True) -> Rtn:
+def rtn(w, m, x, transform, fmt, *, fixed_global=None, rule="mse", search_activation_global=False) -> Rtn:
     """Round to nearest. The transform is rounded to float32 first, and the weights are solved
-    against the rounded one. The activations' global is the best of eight within one octave below
+    against the rounded one. With search_activation_global the activations' global is the best of eight within one octave below
     448*6/amax, judged by the output error on x."""
     t = transform.astype(np.float32).astype(np.float64)
     z = apply_blocks(w, weight_transform(t))
