@@ -26,7 +26,9 @@ bool IsDataAware(TransformKind kind) {
 absl::Status ResolveScaleRule(Recipe& r) {
   if (!r.scale_rule.has_value()) {
     if (r.format == Format::kMxfp4) {
-      r.scale_rule = IsDataAware(r.transform) ? ScaleRule::kNoclip : ScaleRule::kOcp;
+      r.scale_rule = ScaleRule::kNoclip;
+    } else if (r.format == Format::kNvfp4) {
+      r.scale_rule = ScaleRule::kMse;
     } else {
       r.scale_rule = IsInt(r.format) ? ScaleRule::kAbsmax : ScaleRule::kAmax;
     }
@@ -46,6 +48,9 @@ absl::Status ResolveScaleRule(Recipe& r) {
              r.scale_rule == ScaleRule::kGaussianMse;
       break;
     case Format::kNvfp4:
+      expected = "mse or amax";
+      fits = r.scale_rule == ScaleRule::kMse || r.scale_rule == ScaleRule::kAmax;
+      break;
     case Format::kFp8:
       expected = "none (amax is the only rule)";
       fits = r.scale_rule == ScaleRule::kAmax;

@@ -15,12 +15,13 @@ enum class TransformKind { kIdentity, kHadamard, kRandom, kWus, kWush };
 enum class Method { kRtn, kGptq, kWaterSic };
 enum class Solver { kMarginal, kConditional };
 enum class ScaleRule {
-  kAmax,               // NVFP4 and FP8: the only rule
+  kAmax,               // NVFP4 and FP8: the largest magnitude of the group to that of the element
   kOcp,                // MXFP4: 2^(floor(log2 amax) - 2), elements saturate at 6
   kNoclip,             // MXFP4: 4/3 of a power of two, nothing saturates
   kAbsmax,             // INT: amax / (2^(b-1) - 1)
   kCompressedTensors,  // INT: amax / ((2^b - 1) / 2)
   kGaussianMse,        // INT: mean-squared-error optimal step for Gaussian values
+  kMse,                // NVFP4 weights: of the scales around amax, the one of least squared error
 };
 enum class Granularity { kGroup, kRow, kBlock128 };
 

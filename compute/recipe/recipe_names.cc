@@ -12,8 +12,8 @@ constexpr std::array<absl::string_view, 5> kTransforms = {"identity", "hadamard"
                                                           "wush"};
 constexpr std::array<absl::string_view, 3> kMethods = {"rtn", "gptq", "watersic"};
 constexpr std::array<absl::string_view, 2> kSolvers = {"marginal", "conditional"};
-constexpr std::array<absl::string_view, 6> kScaleRules = {
-    "amax", "ocp", "noclip", "absmax", "compressed-tensors", "gaussian-mse"};
+constexpr std::array<absl::string_view, 7> kScaleRules = {
+    "amax", "ocp", "noclip", "absmax", "compressed-tensors", "gaussian-mse", "mse"};
 constexpr std::array<absl::string_view, 3> kGranularities = {"group", "row", "block-128x128"};
 
 template <typename Enum, size_t N>
