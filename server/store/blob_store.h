@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,8 +48,9 @@ class BlobStore {
  public:
   virtual ~BlobStore() = default;
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> NewBlob(absl::string_view tenant) = 0;
-  // Continues a staging file whose first `committed` bytes are durable: the rest is cut off.
-  // DATA_LOSS if it is shorter.
+  // Continues a staging file whose first `committed` bytes are durable: the rest is cut off. A blob
+  // that was committed but that no record refers to yet becomes a staging file again.
+  // NOT_FOUND if there is neither; DATA_LOSS if it is shorter.
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> ResumeBlob(absl::string_view name,
                                                                  int64_t committed) = 0;
   // Writes and commits in one step.
@@ -60,6 +62,8 @@ class BlobStore {
   virtual absl::Status Delete(absl::string_view name) = 0;
   // Every blob and staging file.
   virtual absl::StatusOr<std::vector<std::string>> List() = 0;
+  // Bytes of all blobs and staging files, by tenant.
+  virtual absl::StatusOr<std::map<std::string, int64_t>> StoredBytes() = 0;
 };
 
 }  // namespace quantd::server

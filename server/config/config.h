@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace quantd::server {
+
+// One caller. Mirrors quantd.config.v1.TenantConfig.
+struct TenantConfig {
+  std::string name;          // [a-z0-9-]{1,63}
+  std::string token_sha256;  // 64 hexadecimal digits
+  double weight = 1.0;       // share of device time under contention
+};
+
+struct LimitsConfig {
+  int64_t max_dimension = int64_t{1} << 20;
+  int64_t max_weight_bytes = int64_t{8} << 30;
+  int max_layers_per_job = 4096;
+  int max_jobs_per_tenant = 1000;
+  int max_streams_per_tenant = 64;
+  int64_t stream_credit_bytes = int64_t{16} << 20;
+  int64_t max_inline_bytes = int64_t{1} << 20;
+  int64_t max_layer_bytes = 0;  // 0: 3/4 of the device's memory
+  int max_statistics_per_tenant = 10000;
+};
+
+struct DurabilityConfig {
+  int64_t commit_bytes = int64_t{64} << 20;
+  int commit_interval_ms = 1000;
+};
+
+// The server's configuration with the defaults of proto/quantd/config/v1/server_config.proto, where
+// every field is described. A value type.
+struct ServerConfig {
+  std::string listen = "127.0.0.1:7741";
+  std::string metrics_listen = "127.0.0.1:7742";
+  std::string data_dir = "./data";
+  bool allow_insecure_listen = false;
+  std::vector<TenantConfig> tenants;
+  std::string tls_certificate_file;
+  std::string tls_private_key_file;
+  LimitsConfig limits;
+  DurabilityConfig durability;
+  int cpu_threads = 0;  // 0: one a core
+  int cpu_slots = 1;
+  std::string log_level = "info";
+  int drain_seconds = 20;
+};
+
+// Reads protobuf text format (quantd.config.v1.ServerConfig). A field that is absent or 0 takes its
+// default. INVALID_ARGUMENT names `source`, line and column of the first mistake.
+absl::StatusOr<ServerConfig> ParseConfig(absl::string_view text, absl::string_view source);
+// NOT_FOUND or PERMISSION_DENIED for a file that cannot be read; else as ParseConfig.
+absl::StatusOr<ServerConfig> LoadConfig(const std::string& path);
+
+// Checks a whole configuration, after flags have been applied: addresses, ranges, names, and that a
+// plain or open endpoint is not reachable from other machines unless that was asked for.
+// INVALID_ARGUMENT names the field, what was expected and what came, and what to do.
+absl::Status Validate(const ServerConfig& config);
+
+}  // namespace quantd::server

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace prometheus {
+class Collectable;
+}  // namespace prometheus
+
+namespace quantd::server {
+
+// What a stream or a stored byte string is about: the label `kind`.
+enum class Traffic { kWeights, kActivations, kMoments, kArtifacts, kWatch };
+
+// Everything that the server counts and measures, one typed method a metric; names, labels and
+// units are documented in docs/metrics.md. Times are in seconds, sizes in bytes.
+// The label `tenant` is bounded: the tenants given at the start and the first ones seen get their
+// own value, up to `max_tenants`, the rest share "other". Thread-safe; no method fails or blocks
+// for long.
+class Metrics {
+ public:
+  struct Options {
+    std::string version = "unknown";
+    std::string backends = "cpu";      // what this build can run on, comma-separated
+    std::vector<std::string> tenants;  // have a label of their own before all others
+    int max_tenants = 50;
+  };
+  explicit Metrics(Options options);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  // `method`: full name, "quantd.v1.Jobs/CreateJob" (a leading slash is dropped); `code`: name of
+  // the gRPC status code, "OK". Only for methods that exist: the label is not bounded otherwise.
+  void RpcFinished(absl::string_view method, absl::string_view code, double seconds);
+  // ErrorInfo's reason: RESOURCE_EXHAUSTED requests and others that were refused.
+  void Rejected(absl::string_view reason);
+  void StreamOpened(Traffic kind);
+  void StreamClosed(Traffic kind);
+  void BytesIn(Traffic kind, int64_t bytes);   // payload, without framing
+  void BytesOut(Traffic kind, int64_t bytes);
+
+  void TokensAccumulated(absl::string_view tenant, int64_t tokens);
+  // From the receipt of a chunk to its durable acknowledgement.
+  void ChunkDurable(double seconds);
+  void CommitFinished(Traffic kind, double seconds);  // one sync of staged bytes or snapshot
+
+  // `method`, `format`: as recipes write them; `outcome`: "succeeded", "failed", "cancelled" or the
+  // report's typed outcome.
+  void LayerFinished(absl::string_view tenant, absl::string_view method, absl::string_view format,
+                     absl::string_view outcome, double seconds);
+  void StageFinished(absl::string_view stage, double seconds);
+  void DeviceSeconds(absl::string_view tenant, double seconds);
+  void QueueWait(double seconds);  // from ready to started
+  // Groups that wait, by tenant. Replaces all values: a tenant that is not in it has 0.
+  void SetQueueDepth(const std::map<std::string, int>& waiting);
+  void SetRunningLayers(absl::string_view device, int layers);
+  void SetDeviceMemory(absl::string_view device, int64_t used_bytes, int64_t total_bytes);
+  // Of blobs and staging files, by tenant. Replaces all values.
+  void SetStoredBytes(const std::map<std::string, int64_t>& bytes);
+  void SetServing(bool serving);  // false while draining
+
+  // `refresh` runs before every scrape, to set the gauges above. May be called from any thread.
+  void OnScrape(std::function<void(Metrics&)> refresh);
+
+  // Everything in Prometheus text format, as a scrape sees it.
+  std::string Text();
+
+ private:
+  friend class MetricsEndpoint;
+  struct State;
+  std::shared_ptr<prometheus::Collectable> collectable() const;
+  std::shared_ptr<State> state_;
+};
+
+// Serves /metrics over HTTP until it is destroyed. The metrics must outlive it.
+class MetricsEndpoint {
+ public:
+  // `address`: HOST:PORT; port 0 picks a free one. UNAVAILABLE if it cannot be bound.
+  static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Serve(Metrics& metrics,
+                                                                absl::string_view address);
+  ~MetricsEndpoint();
+  int port() const { return port_; }  // that is bound
+
+ private:
+  struct Server;
+  MetricsEndpoint(std::unique_ptr<Server> server, int port);
+  std::unique_ptr<Server> server_;
+  int port_;
+};
+
+}  // namespace quantd::server
