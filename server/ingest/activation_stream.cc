@@ -1,0 +1,259 @@
+#include "server/ingest/activation_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "compute/tensor/checksum.h"
+#include "compute/tensor/tensor.h"
+#include "server/errors/error.h"
+
+namespace quantd::server {
+namespace {
+
+absl::Span<const std::byte> AsBytes(const std::string& data) {
+  return {reinterpret_cast<const std::byte*>(data.data()), data.size()};
+}
+
+void Remember(std::vector<uint32_t>& crcs, uint32_t crc) {
+  // Trimmed in bulk, so that remembering stays cheap.
+  constexpr size_t kMost = StatisticStreamRecord::kRememberedCrcs;
+  if (crcs.size() >= 2 * kMost) crcs.erase(crcs.begin(), crcs.end() - kMost);
+  crcs.push_back(crc);
+}
+
+}  // namespace
+
+ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor,
+                                   JobStore& jobs, BlobStore& blobs, CommitPolicy policy,
+                                   std::unique_ptr<compute::MomentAccumulator> accumulator)
+    : target_(std::move(target)),
+      opened_at_seq_(resumed.durable_seq),
+      jobs_(jobs),
+      blobs_(blobs),
+      executor_(executor),
+      policy_(policy),
+      strand_(executor),
+      pushed_seq_(resumed.durable_seq),
+      recent_crcs_(resumed.recent_crcs),
+      accumulator_(std::move(accumulator)),
+      durable_(std::move(resumed)),
+      accumulated_(durable_) {}
+
+void ActivationStream::SetListener(ActivationListener listener) {
+  strand_.Post([self = shared_from_this(), listener = std::move(listener)]() mutable {
+    self->listener_ = std::move(listener);
+  });
+}
+
+absl::Status ActivationStream::CheckResent(const ActivationChunk& chunk) const {
+  const int64_t back = pushed_seq_ - chunk.seq;
+  if (back >= static_cast<int64_t>(recent_crcs_.size())) return absl::OkStatus();
+  const uint32_t known = recent_crcs_[recent_crcs_.size() - 1 - back];
+  if (known == chunk.crc32c) return absl::OkStatus();
+  return InvalidField("chunk.crc32c",
+                      absl::StrFormat("chunk %d was accepted with CRC-32C %08x, got %08x", chunk.seq,
+                                      known, chunk.crc32c),
+                      "SEQUENCE_CONFLICT");
+}
+
+absl::Status ActivationStream::Check(const ActivationChunk& chunk) const {
+  if (chunk.rows < 1) {
+    return InvalidField("chunk.rows", absl::StrCat("expected at least 1 token, got ", chunk.rows),
+                        "ZERO_TOKENS");
+  }
+  const int64_t element = static_cast<int64_t>(compute::SizeOf(accumulated_.dtype));
+  const int64_t row_bytes = target_.cols * element;
+  const int64_t size = static_cast<int64_t>(chunk.data.size());
+  if (size % row_bytes != 0 || size / row_bytes != chunk.rows) {
+    return InvalidField(
+        "chunk.data", absl::StrFormat("expected rows x %d columns of %s (%d bytes a row), got %d "
+                                      "rows in %d bytes",
+                                      target_.cols, compute::NameOf(accumulated_.dtype), row_bytes,
+                                      chunk.rows, size));
+  }
+  if (const uint32_t actual = compute::Crc32c(AsBytes(chunk.data)); actual != chunk.crc32c) {
+    return InvalidField("chunk.crc32c", absl::StrFormat("the data has CRC-32C %08x, got %08x",
+                                                        actual, chunk.crc32c),
+                        "CRC_MISMATCH");
+  }
+  const int64_t bad = compute::FindNonFinite(accumulated_.dtype, AsBytes(chunk.data).data(),
+                                             chunk.rows * target_.cols);
+  if (bad >= 0) {
+    return InvalidField("chunk.data",
+                        absl::StrFormat("expected finite values, got NaN or Inf at row %d, column "
+                                        "%d of chunk %d",
+                                        bad / target_.cols, bad % target_.cols, chunk.seq),
+                        "NON_FINITE");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ActivationStream::Push(ActivationChunk chunk) {
+  if (chunk.seq < 1) {
+    return InvalidField("chunk.seq", absl::StrCat("expected 1 or more, got ", chunk.seq));
+  }
+  if (chunk.seq <= pushed_seq_) {
+    if (absl::Status status = CheckResent(chunk); !status.ok()) return status;
+    strand_.Post([self = shared_from_this()] { self->ReportProgress(); });
+    return absl::OkStatus();
+  }
+  if (chunk.seq != pushed_seq_ + 1) {
+    return Error(absl::StatusCode::kOutOfRange, "SEQUENCE_GAP",
+                 absl::StrFormat("chunk.seq: expected %d, got %d", pushed_seq_ + 1, chunk.seq));
+  }
+  if (absl::Status status = Check(chunk); !status.ok()) return status;
+  pushed_seq_ = chunk.seq;
+  Remember(recent_crcs_, chunk.crc32c);
+  {
+    absl::MutexLock lock(&mutex_);
+    queued_bytes_ += static_cast<int64_t>(chunk.data.size());
+  }
+  strand_.Post([self = shared_from_this(), chunk = std::move(chunk)] { self->Accumulate(chunk); });
+  return absl::OkStatus();
+}
+
+int64_t ActivationStream::queued_bytes() const {
+  absl::MutexLock lock(&mutex_);
+  return queued_bytes_;
+}
+
+void ActivationStream::Accumulate(const ActivationChunk& chunk) {
+  const int64_t size = static_cast<int64_t>(chunk.data.size());
+  if (failure_.ok()) {
+    const absl::Status status =
+        accumulator_->Add(accumulated_.stream_id, accumulated_.tokens, accumulated_.dtype,
+                          chunk.rows, AsBytes(chunk.data));
+    if (status.ok()) {
+      accumulated_.durable_seq = chunk.seq;
+      accumulated_.tokens += chunk.rows;
+      Remember(accumulated_.recent_crcs, chunk.crc32c);
+      if (undurable_bytes_ == 0) first_undurable_ = absl::Now();
+      undurable_bytes_ += size;
+    } else {
+      Fail(Annotate(status, absl::StrCat("chunk ", chunk.seq)));
+    }
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    queued_bytes_ -= size;
+  }
+  if (listener_.drained) listener_.drained();
+  if (failure_.ok()) {
+    ReportProgress();
+    MaybeCommit();
+  }
+}
+
+void ActivationStream::Flush() {
+  strand_.Post([self = shared_from_this()] {
+    self->flush_requested_ = true;
+    self->MaybeCommit();
+  });
+}
+
+void ActivationStream::Tick() {
+  strand_.Post([self = shared_from_this()] { self->MaybeCommit(); });
+}
+
+void ActivationStream::Finish(std::function<void(absl::Status)> done) {
+  strand_.Post([self = shared_from_this(), done = std::move(done)]() mutable {
+    self->finish_done_ = std::move(done);
+    self->MaybeCommit();
+    self->CompleteIfDone();
+  });
+}
+
+void ActivationStream::MaybeCommit() {
+  if (committing_ || !failure_.ok()) return;
+  if (undurable_bytes_ == 0) {
+    if (flush_requested_) ReportProgress();
+    flush_requested_ = false;
+    return;
+  }
+  const absl::Time now = absl::Now();
+  const bool asked = flush_requested_ || finish_done_ != nullptr;
+  const bool enough =
+      undurable_bytes_ >= policy_.bytes && now - last_commit_ >= 4 * commit_cost_;
+  const bool waited =
+      now - first_undurable_ >= std::max(policy_.interval, 10 * commit_cost_);
+  if (asked || enough || waited) StartCommit();
+}
+
+void ActivationStream::StartCommit() {
+  absl::StatusOr<compute::SecondMoment> snapshot = accumulator_->Snapshot();
+  if (!snapshot.ok()) {
+    Fail(snapshot.status());
+    CompleteIfDone();
+    return;
+  }
+  committing_ = true;
+  flush_requested_ = false;
+  undurable_bytes_ = 0;
+  const absl::Time first = std::exchange(first_undurable_, absl::InfiniteFuture());
+  StatisticStreamRecord record = accumulated_;
+  if (record.recent_crcs.size() > StatisticStreamRecord::kRememberedCrcs) {
+    record.recent_crcs.erase(record.recent_crcs.begin(),
+                             record.recent_crcs.end() - StatisticStreamRecord::kRememberedCrcs);
+  }
+  // Disk work runs beside the strand: accumulation goes on while the snapshot is written.
+  executor_.Post([self = shared_from_this(), record = std::move(record), first,
+                  moment = std::move(*snapshot)]() mutable {
+    const absl::Time started = absl::Now();
+    absl::StatusOr<BlobRef> blob = self->blobs_.Put(self->target_.tenant, moment.Serialize());
+    absl::Status status = blob.status();
+    if (status.ok()) {
+      record.snapshot = *blob;
+      status = self->jobs_.CommitStream(self->target_.tenant, self->target_.statistic, record);
+      if (!status.ok()) self->blobs_.Delete(blob->name).IgnoreError();
+    }
+    self->strand_.Post([self, status, record = std::move(record), started, first] {
+      if (status.ok() && self->listener_.committed) {
+        self->listener_.committed(record.tokens - self->durable_.tokens, absl::Now() - first);
+      }
+      self->FinishCommit(status, record, started);
+    });
+  });
+}
+
+void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRecord& record,
+                                    absl::Time started) {
+  committing_ = false;
+  last_commit_ = absl::Now();
+  commit_cost_ = last_commit_ - started;
+  if (status.ok()) {
+    const std::string superseded = durable_.snapshot.name;
+    durable_ = record;
+    if (!superseded.empty()) blobs_.Delete(superseded).IgnoreError();
+    ReportProgress();
+    MaybeCommit();
+  } else {
+    Fail(Annotate(status, absl::StrCat("committing chunk ", record.durable_seq, " of ",
+                                       target_.statistic)));
+  }
+  CompleteIfDone();
+}
+
+void ActivationStream::Fail(const absl::Status& status) {
+  if (!failure_.ok()) return;
+  failure_ = status;
+  if (listener_.failed) listener_.failed(status);
+}
+
+void ActivationStream::ReportProgress() {
+  if (listener_.progressed) {
+    listener_.progressed({accumulated_.durable_seq, durable_.durable_seq});
+  }
+}
+
+void ActivationStream::CompleteIfDone() {
+  if (finish_done_ == nullptr || committing_) return;
+  if (failure_.ok() && undurable_bytes_ > 0) return;
+  // The listener may hold the last reference to whoever listens: let it go with the stream.
+  listener_ = {};
+  std::exchange(finish_done_, nullptr)(failure_);
+}
+
+}  // namespace quantd::server

@@ -1,0 +1,470 @@
+#include "server/jobs/job_engine.h"
+
+#include <algorithm>
+#include <new>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "compute/formats/safetensors.h"
+#include "compute/pipeline/pipeline.h"
+#include "server/errors/error.h"
+
+namespace quantd::server {
+namespace {
+
+const LayerGroup* FindGroup(const std::vector<LayerGroup>& groups, const std::string& key) {
+  const auto found =
+      std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.key == key; });
+  return found == groups.end() ? nullptr : &*found;
+}
+
+// A file with one layer needs no prefix when the layer is just called "weight".
+std::string TensorName(const std::string& layer_id, const std::string& tensor) {
+  return layer_id == "weight" ? tensor : absl::StrCat(layer_id, ".", tensor);
+}
+
+absl::StatusOr<std::string> SerializeResult(const compute::LayerResult& result) {
+  std::vector<compute::NamedTensor> named;
+  std::map<std::string, std::string> metadata = {
+      {"format", "quantd"},
+      {"recipe", result.report.recipe_json},
+      {"statistic_digest", result.report.statistic_digest},
+      {"version", result.report.version},
+  };
+  for (const auto& [tensor, digest] : result.report.tensor_digests) {
+    metadata[absl::StrCat("sha256.", TensorName(result.name, tensor))] = digest;
+  }
+  for (const compute::NamedTensor& t : result.tensors) {
+    named.push_back({TensorName(result.name, t.name), t.tensor.Clone()});
+  }
+  std::vector<const compute::NamedTensor*> pointers;
+  for (const compute::NamedTensor& t : named) pointers.push_back(&t);
+  return compute::SerializeSafetensors(pointers, metadata);
+}
+
+}  // namespace
+
+JobEngine::JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
+                     Options options, MomentLoader load_moment, JobEvents events)
+    : jobs_(jobs),
+      blobs_(blobs),
+      backends_(std::move(backends)),
+      options_(std::move(options)),
+      load_moment_(std::move(load_moment)),
+      events_(std::move(events)),
+      slots_([this] {
+        std::vector<Scheduler::Slot> slots;
+        for (compute::Backend* backend : backends_) {
+          const compute::DeviceInfo info = backend->Describe();
+          const int count = info.name == "cpu" ? options_.cpu_slots : 1;
+          for (int i = 0; i < count; ++i) {
+            slots.push_back({info.name, info.memory_bytes});
+            slot_backends_.push_back(backend);
+          }
+        }
+        return slots;
+      }()),
+      scheduler_(slots_),
+      busy_(slots_.size(), 0) {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [tenant, weight] : options_.tenant_weights) {
+    scheduler_.SetWeight(tenant, weight);
+  }
+}
+
+JobEngine::~JobEngine() { Drain(absl::Now()); }
+
+absl::Status JobEngine::Start() {
+  absl::StatusOr<std::vector<JobRecord>> unfinished = jobs_.UnfinishedJobs();
+  if (!unfinished.ok()) return unfinished.status();
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const JobRecord& job : *unfinished) {
+      const JobKey key{job.tenant, job.job_id};
+      live_[key];
+      // What ran when the server stopped runs again from the start of its layer.
+      auto reset = jobs_.UpdateJob(
+          job.tenant, job.job_id, [](JobRecord& j, std::vector<ArtifactRecord>&) {
+            for (LayerRecord& layer : j.layers) {
+              if (!HasEnded(layer.state)) layer.state = LayerState::kWaiting;
+            }
+            DeriveJobState(j, absl::Now());
+            return absl::OkStatus();
+          });
+      if (!reset.ok()) return reset.status();
+      RefreshLocked(key);
+    }
+  }
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    threads_.emplace_back([this, slot] { RunSlot(static_cast<int>(slot)); });
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobEstimate> JobEngine::Validate(JobRecord& job) const {
+  return PrepareJob(job, options_.limits, *backends_.front());
+}
+
+absl::StatusOr<JobRecord> JobEngine::Create(JobRecord job) {
+  absl::MutexLock lock(&mutex_);
+  if (draining_) return Unavailable("DRAINING", "the server is shutting down", absl::Seconds(5));
+  if (!job.request_id.empty()) {
+    absl::StatusOr<JobRecord> earlier = jobs_.FindJobByRequest(job.tenant, job.request_id);
+    if (!absl::IsNotFound(earlier.status())) return earlier;
+  }
+  if (absl::Status s = jobs_.InsertJob(job, options_.max_jobs_per_tenant); !s.ok()) return s;
+  live_[{job.tenant, job.job_id}];
+  return jobs_.GetJob(job.tenant, job.job_id);
+}
+
+absl::StatusOr<JobView> JobEngine::Get(const std::string& tenant, const std::string& job) {
+  absl::StatusOr<JobRecord> record = jobs_.GetJob(tenant, job);
+  if (!record.ok()) return record.status();
+  JobView view;
+  view.job = std::move(*record);
+  absl::MutexLock lock(&mutex_);
+  view.queue_position = scheduler_.QueuePosition(tenant, job);
+  view.eta_seconds = scheduler_.EtaSeconds(tenant, job);
+  if (const auto live = live_.find({tenant, job}); live != live_.end()) {
+    for (const auto& [key, running] : live->second.running) {
+      for (const std::string& id : running->layer_ids) view.progress[id] = running->progress;
+    }
+  }
+  return view;
+}
+
+absl::StatusOr<JobRecord> JobEngine::Cancel(const std::string& tenant, const std::string& job) {
+  absl::MutexLock lock(&mutex_);
+  const JobKey key{tenant, job};
+  absl::StatusOr<JobRecord> record =
+      jobs_.UpdateJob(tenant, job, [](JobRecord& j, std::vector<ArtifactRecord>&) {
+        for (LayerRecord& layer : j.layers) {
+          if (!HasEnded(layer.state)) layer.state = LayerState::kCancelled;
+        }
+        DeriveJobState(j, absl::Now());
+        return absl::OkStatus();
+      });
+  if (!record.ok()) return record;
+  scheduler_.RemoveJob(tenant, job);
+  if (const auto live = live_.find(key); live != live_.end()) {
+    // The slots notice, throw away what they have and drop the job.
+    for (auto& [group, running] : live->second.running) running->cancel.Cancel();
+    live->second.queued.clear();
+    live->second.waiting_for.clear();
+    if (live->second.running.empty()) live_.erase(live);
+  }
+  NotifyLocked(key);
+  return record;
+}
+
+absl::Status JobEngine::Delete(const std::string& tenant, const std::string& job) {
+  if (absl::Status s = Cancel(tenant, job).status(); !s.ok()) return s;
+  absl::StatusOr<std::vector<std::string>> garbage = jobs_.DeleteJob(tenant, job);
+  if (!garbage.ok()) return garbage.status();
+  for (const std::string& name : *garbage) blobs_.Delete(name).IgnoreError();
+  absl::MutexLock lock(&mutex_);
+  NotifyLocked({tenant, job});
+  return absl::OkStatus();
+}
+
+void JobEngine::WeightCompleted(const std::string& tenant, const std::string& job) {
+  absl::MutexLock lock(&mutex_);
+  RefreshLocked({tenant, job});
+}
+
+void JobEngine::StatisticSealed(const std::string& tenant, const std::string& statistic) {
+  absl::MutexLock lock(&mutex_);
+  std::vector<JobKey> affected;
+  for (const auto& [key, live] : live_) {
+    if (key.first == tenant && std::find(live.waiting_for.begin(), live.waiting_for.end(),
+                                         statistic) != live.waiting_for.end()) {
+      affected.push_back(key);
+    }
+  }
+  for (const JobKey& key : affected) RefreshLocked(key);
+}
+
+absl::StatusOr<bool> JobEngine::IsReady(const JobRecord& job, const LayerGroup& group) const {
+  for (const size_t index : group.members) {
+    if (job.layers[index].weight.name.empty()) return false;
+  }
+  if (group.statistic_id.empty()) return true;
+  absl::StatusOr<StatisticRecord> statistic = jobs_.GetStatistic(job.tenant, group.statistic_id);
+  if (absl::IsNotFound(statistic.status())) return false;
+  if (!statistic.ok()) return statistic.status();
+  return statistic->sealed;
+}
+
+void JobEngine::RefreshLocked(const JobKey& key) {
+  const auto live = live_.find(key);
+  if (live == live_.end()) return;
+  std::vector<WorkItem> ready;
+  live->second.waiting_for.clear();
+  auto updated = jobs_.UpdateJob(
+      key.first, key.second, [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+        for (const LayerGroup& group : GroupsOf(job)) {
+          const LayerRecord& first = job.layers[group.members.front()];
+          if (first.state != LayerState::kWaiting) continue;
+          absl::StatusOr<bool> is_ready = IsReady(job, group);
+          if (!is_ready.ok()) return is_ready.status();
+          if (!*is_ready) {
+            live->second.waiting_for.push_back(group.statistic_id);
+            continue;
+          }
+          for (const size_t index : group.members) job.layers[index].state = LayerState::kQueued;
+          const compute::LayerEstimate estimate = compute::EstimateLayer(
+              first.recipe, group.rows, group.cols, !group.statistic_id.empty());
+          ready.push_back({key.first, key.second, group.key, estimate.device_seconds,
+                           estimate.peak_bytes});
+        }
+        DeriveJobState(job, absl::Now());
+        return absl::OkStatus();
+      });
+  // Nothing is lost if the store fails: the layers still wait and the next event or restart looks
+  // at them again.
+  if (!updated.ok() || ready.empty()) return;
+  const absl::Time now = absl::Now();
+  for (WorkItem& item : ready) {
+    live->second.queued[item.group] = now;
+    scheduler_.Enqueue(std::move(item), now);
+  }
+  wake_.SignalAll();
+  NotifyLocked(key);
+}
+
+void JobEngine::RunSlot(int slot) {
+  compute::Backend& backend = *slot_backends_[slot];
+  for (;;) {
+    std::optional<WorkItem> item;
+    std::shared_ptr<RunningGroup> running;
+    absl::Time queued_since = absl::Now();
+    {
+      absl::MutexLock lock(&mutex_);
+      while (!draining_ && !(item = scheduler_.Next(slot)).has_value()) wake_.Wait(&mutex_);
+      if (!item.has_value()) return;
+      busy_[slot] = 1;
+      if (const auto live = live_.find({item->tenant, item->job_id}); live != live_.end()) {
+        queued_since = live->second.queued[item->group];
+      }
+      running = BeginLocked(*item);
+    }
+    double device_seconds = 0.0;
+    if (running != nullptr) {
+      events_.started(*item, absl::Now() - queued_since);
+      absl::Status status;
+      try {
+        status = RunGroup(backend, *item, running, device_seconds);
+      } catch (const std::bad_alloc&) {
+        status = absl::ResourceExhaustedError("out of memory");
+      }
+      // A layer that is stopped by a drain stays as it is in the store and runs again.
+      if (!status.ok() && !absl::IsCancelled(status)) {
+        CommitFailure(*item, status).IgnoreError();
+      }
+      if (!status.ok()) events_.failed(*item, status);
+      events_.used(*item, device_seconds);
+    }
+    absl::MutexLock lock(&mutex_);
+    busy_[slot] = 0;
+    scheduler_.Finish(slot, device_seconds);
+    FinishLocked(*item);
+    wake_.SignalAll();
+  }
+}
+
+std::shared_ptr<JobEngine::RunningGroup> JobEngine::BeginLocked(const WorkItem& item) {
+  const JobKey key{item.tenant, item.job_id};
+  const auto live = live_.find(key);
+  if (live == live_.end()) return nullptr;
+  auto running = std::make_shared<RunningGroup>();
+  live->second.queued.erase(item.group);
+  auto updated = jobs_.UpdateJob(
+      item.tenant, item.job_id, [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+        const std::vector<LayerGroup> groups = GroupsOf(job);
+        const LayerGroup* group = FindGroup(groups, item.group);
+        if (group == nullptr) return absl::NotFoundError(item.group);
+        for (const size_t index : group->members) {
+          LayerRecord& layer = job.layers[index];
+          if (HasEnded(layer.state)) return absl::CancelledError(layer.layer_id);
+          layer.state = LayerState::kRunning;
+          running->layer_ids.push_back(layer.layer_id);
+        }
+        DeriveJobState(job, absl::Now());
+        return absl::OkStatus();
+      });
+  if (!updated.ok()) return nullptr;
+  live->second.running[item.group] = running;
+  NotifyLocked(key);
+  return running;
+}
+
+void JobEngine::FinishLocked(const WorkItem& item) {
+  const JobKey key{item.tenant, item.job_id};
+  const auto live = live_.find(key);
+  if (live != live_.end()) {
+    live->second.running.erase(item.group);
+    absl::StatusOr<JobRecord> job = jobs_.GetJob(item.tenant, item.job_id);
+    const bool gone = absl::IsNotFound(job.status()) || (job.ok() && HasEnded(job->state));
+    if (gone && live->second.running.empty()) live_.erase(live);
+  }
+  NotifyLocked(key);
+}
+
+absl::StatusOr<std::vector<compute::Tensor>> JobEngine::LoadWeights(const JobRecord& job,
+                                                                    const LayerGroup& group) const {
+  std::vector<compute::Tensor> weights;
+  for (const size_t index : group.members) {
+    const LayerRecord& layer = job.layers[index];
+    absl::StatusOr<compute::Tensor> weight =
+        compute::Tensor::Create(layer.dtype, {layer.rows, layer.cols});
+    if (!weight.ok()) return weight.status();
+    absl::StatusOr<std::unique_ptr<BlobReader>> reader = blobs_.Open(layer.weight);
+    if (!reader.ok()) {
+      return Annotate(reader.status(), absl::StrCat("weights of ", layer.layer_id));
+    }
+    if (absl::Status s = (*reader)->Read(0, weight->bytes()); !s.ok()) return s;
+    weights.push_back(std::move(*weight));
+  }
+  return weights;
+}
+
+absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item,
+                                 const std::shared_ptr<RunningGroup>& running,
+                                 double& device_seconds) {
+  absl::StatusOr<JobRecord> job = jobs_.GetJob(item.tenant, item.job_id);
+  if (!job.ok()) return job.status();
+  const std::vector<LayerGroup> groups = GroupsOf(*job);
+  const LayerGroup* group = FindGroup(groups, item.group);
+  if (group == nullptr) return absl::InternalError(absl::StrCat("no group ", item.group));
+
+  absl::StatusOr<std::vector<compute::Tensor>> weights = LoadWeights(*job, *group);
+  if (!weights.ok()) return weights.status();
+  std::vector<compute::LayerInput> inputs;
+  for (size_t i = 0; i < group->members.size(); ++i) {
+    inputs.push_back({job->layers[group->members[i]].layer_id, &(*weights)[i]});
+  }
+  std::optional<compute::SecondMoment> moment;
+  if (!group->statistic_id.empty()) {
+    absl::StatusOr<compute::SecondMoment> loaded = load_moment_(item.tenant, group->statistic_id);
+    if (!loaded.ok()) return loaded.status();
+    moment = std::move(*loaded);
+  }
+  const JobKey key{item.tenant, item.job_id};
+  const absl::Time started = absl::Now();
+  absl::StatusOr<std::vector<compute::LayerResult>> results = compute::QuantizeLayers(
+      backend, job->layers[group->members.front()].recipe, inputs,
+      moment.has_value() ? &*moment : nullptr, &running->cancel,
+      [&](const compute::PipelineProgress& progress) {
+        absl::MutexLock lock(&mutex_);
+        running->progress = {std::string(progress.stage), progress.fraction};
+        NotifyLocked(key);
+      });
+  device_seconds = absl::ToDoubleSeconds(absl::Now() - started);
+  if (!results.ok()) return results.status();
+
+  std::vector<ArtifactRecord> produced;
+  absl::Status stored = [&]() -> absl::Status {
+    for (const compute::LayerResult& result : *results) {
+      absl::StatusOr<std::string> file = SerializeResult(result);
+      if (!file.ok()) return file.status();
+      for (const auto& [suffix, bytes] :
+           {std::pair<std::string, std::string>(".safetensors", std::move(*file)),
+            std::pair<std::string, std::string>(".report.json", ToJson(result.report))}) {
+        absl::StatusOr<BlobRef> blob = blobs_.Put(item.tenant, bytes);
+        if (!blob.ok()) return blob.status();
+        produced.push_back({result.name + suffix, result.name, *blob, absl::Now()});
+      }
+    }
+    return jobs_
+        .UpdateJob(item.tenant, item.job_id,
+                   [&](JobRecord& j, std::vector<ArtifactRecord>& artifacts) -> absl::Status {
+                     for (const size_t index : group->members) {
+                       LayerRecord& layer = j.layers[index];
+                       if (HasEnded(layer.state)) return absl::CancelledError("the job has ended");
+                       layer.state = LayerState::kSucceeded;
+                       layer.device_seconds = device_seconds / group->members.size();
+                     }
+                     artifacts = produced;
+                     DeriveJobState(j, absl::Now());
+                     return absl::OkStatus();
+                   })
+        .status();
+  }();
+  if (!stored.ok()) {
+    for (const ArtifactRecord& artifact : produced) {
+      blobs_.Delete(artifact.blob.name).IgnoreError();
+    }
+    return absl::IsNotFound(stored) ? absl::CancelledError("the job was deleted") : stored;
+  }
+  for (const compute::LayerResult& result : *results) events_.succeeded(item, result.report);
+  return absl::OkStatus();
+}
+
+absl::Status JobEngine::CommitFailure(const WorkItem& item, const absl::Status& failure) {
+  return jobs_
+      .UpdateJob(item.tenant, item.job_id,
+                 [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+                   const std::vector<LayerGroup> groups = GroupsOf(job);
+                   const LayerGroup* group = FindGroup(groups, item.group);
+                   if (group == nullptr) return absl::NotFoundError(item.group);
+                   for (const size_t index : group->members) {
+                     LayerRecord& layer = job.layers[index];
+                     if (HasEnded(layer.state)) continue;
+                     layer.state = LayerState::kFailed;
+                     layer.error = failure;
+                   }
+                   DeriveJobState(job, absl::Now());
+                   return absl::OkStatus();
+                 })
+      .status();
+}
+
+int64_t JobEngine::Subscribe(const std::string& tenant, const std::string& job,
+                             std::function<void()> changed) {
+  absl::MutexLock lock(&subscriptions_mutex_);
+  const int64_t id = next_subscription_++;
+  subscriptions_[id] = {{tenant, job}, std::move(changed)};
+  return id;
+}
+
+void JobEngine::Unsubscribe(int64_t subscription) {
+  absl::MutexLock lock(&subscriptions_mutex_);
+  subscriptions_.erase(subscription);
+}
+
+void JobEngine::NotifyLocked(const JobKey& key) {
+  absl::MutexLock lock(&subscriptions_mutex_);
+  for (const auto& [id, subscription] : subscriptions_) {
+    if (subscription.key == key) subscription.changed();
+  }
+}
+
+void JobEngine::Drain(absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mutex_);
+    draining_ = true;
+    wake_.SignalAll();
+    const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return std::count(busy_.begin(), busy_.end(), 1) == 0;
+    };
+    if (!mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline)) {
+      for (auto& [key, live] : live_) {
+        for (auto& [group, running] : live.running) running->cancel.Cancel();
+      }
+    }
+  }
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+std::map<std::string, Scheduler::TenantLoad> JobEngine::Loads() const {
+  absl::MutexLock lock(&mutex_);
+  return scheduler_.Loads();
+}
+
+std::vector<int> JobEngine::RunningBySlot() const {
+  absl::MutexLock lock(&mutex_);
+  return busy_;
+}
+
+}  // namespace quantd::server

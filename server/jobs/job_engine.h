@@ -1,0 +1,148 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "compute/backend/backend.h"
+#include "compute/stages/report.h"
+#include "server/jobs/job_rules.h"
+#include "server/jobs/scheduler.h"
+#include "server/store/blob_store.h"
+#include "server/store/job_store.h"
+
+namespace quantd::server {
+
+// What the engine tells metrics and logs. Called from slot threads.
+struct JobEvents {
+  std::function<void(const WorkItem&, absl::Duration queue_wait)> started;
+  std::function<void(const WorkItem&, const compute::ErrorReport&)> succeeded;  // each layer
+  std::function<void(const WorkItem&, const absl::Status&)> failed;             // CANCELLED too
+  std::function<void(const WorkItem&, double device_seconds)> used;
+};
+
+// A running layer's position.
+struct LayerProgress {
+  std::string stage;
+  double fraction = 0.0;
+};
+struct JobView {
+  JobRecord job;
+  std::map<std::string, LayerProgress> progress;  // of running layers, by layer_id
+  int queue_position = 0;                         // 0: nothing waits
+  std::optional<double> eta_seconds;
+};
+
+// Runs jobs: finds layers whose inputs are there, asks the scheduler which goes next, runs them on
+// the devices' slots and commits results and state together. The store is the truth; what is held
+// here can be rebuilt from it, which is what Recover does. Thread-safe.
+class JobEngine {
+ public:
+  struct Options {
+    int cpu_slots = 1;
+    JobLimits limits;
+    int max_jobs_per_tenant = 1000;
+    std::map<std::string, double> tenant_weights;
+  };
+  using MomentLoader = std::function<absl::StatusOr<compute::SecondMoment>(
+      const std::string& tenant, const std::string& statistic)>;
+
+  JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
+            Options options, MomentLoader load_moment, JobEvents events);
+  // Stops like Drain with no time to finish.
+  ~JobEngine();
+
+  // Takes up every unfinished job of the store and starts the slots. Call once.
+  absl::Status Start();
+
+  // Checks and estimates only.
+  absl::StatusOr<JobEstimate> Validate(JobRecord& job) const;
+  // Creates a checked job. With a request_id that was used before: that job.
+  absl::StatusOr<JobRecord> Create(JobRecord job);
+  absl::StatusOr<JobView> Get(const std::string& tenant, const std::string& job);
+  absl::StatusOr<JobRecord> Cancel(const std::string& tenant, const std::string& job);
+  absl::Status Delete(const std::string& tenant, const std::string& job);
+
+  // Something that layers wait for has come.
+  void WeightCompleted(const std::string& tenant, const std::string& job);
+  void StatisticSealed(const std::string& tenant, const std::string& statistic);
+
+  // `changed` is called after every change of the job, from any thread, and must not block or call
+  // back. Unsubscribe returns once no call is under way.
+  int64_t Subscribe(const std::string& tenant, const std::string& job,
+                    std::function<void()> changed);
+  void Unsubscribe(int64_t subscription);
+
+  // Starts nothing new and waits for running layers until `deadline`; what then still runs is
+  // stopped and runs again after a restart.
+  void Drain(absl::Time deadline);
+
+  std::map<std::string, Scheduler::TenantLoad> Loads() const;
+  std::vector<int> RunningBySlot() const;  // 0 or 1 a slot
+  const std::vector<Scheduler::Slot>& slots() const { return slots_; }
+
+ private:
+  using JobKey = std::pair<std::string, std::string>;
+  struct RunningGroup {
+    compute::CancelFlag cancel;
+    std::vector<std::string> layer_ids;
+    LayerProgress progress;
+  };
+  struct LiveJob {
+    std::map<std::string, absl::Time> queued;  // group key -> since when
+    std::vector<std::string> waiting_for;      // statistics of waiting groups
+    std::map<std::string, std::shared_ptr<RunningGroup>> running;
+  };
+
+  void RefreshLocked(const JobKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<bool> IsReady(const JobRecord& job, const LayerGroup& group) const;
+  void NotifyLocked(const JobKey& key) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void RunSlot(int slot);
+  std::shared_ptr<RunningGroup> BeginLocked(const WorkItem& item)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void FinishLocked(const WorkItem& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status RunGroup(compute::Backend& backend, const WorkItem& item,
+                        const std::shared_ptr<RunningGroup>& running, double& device_seconds);
+  absl::StatusOr<std::vector<compute::Tensor>> LoadWeights(const JobRecord& job,
+                                                           const LayerGroup& group) const;
+  absl::Status CommitFailure(const WorkItem& item, const absl::Status& failure);
+
+  JobStore& jobs_;
+  BlobStore& blobs_;
+  const std::vector<compute::Backend*> backends_;
+  const Options options_;
+  const MomentLoader load_moment_;
+  const JobEvents events_;
+  std::vector<Scheduler::Slot> slots_;
+  std::vector<compute::Backend*> slot_backends_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar wake_;
+  Scheduler scheduler_ ABSL_GUARDED_BY(mutex_);
+  std::map<JobKey, LiveJob> live_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int> busy_ ABSL_GUARDED_BY(mutex_);
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+
+  struct Subscription {
+    JobKey key;
+    std::function<void()> changed;
+  };
+  mutable absl::Mutex subscriptions_mutex_ ABSL_ACQUIRED_AFTER(mutex_);
+  std::map<int64_t, Subscription> subscriptions_ ABSL_GUARDED_BY(subscriptions_mutex_);
+  int64_t next_subscription_ ABSL_GUARDED_BY(subscriptions_mutex_) = 1;
+
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace quantd::server
