@@ -4,7 +4,7 @@
 
 set(QUANTD_CUDA_ENABLED OFF)
 if(NOT QUANTD_CUDA STREQUAL "OFF")
-  set(quantd_cuda_wheels "${PROJECT_SOURCE_DIR}/.cuda")
+  set(quantd_cuda_wheels "${CMAKE_CURRENT_LIST_DIR}/../.cuda")
   if(NOT CMAKE_CUDA_COMPILER)
     find_program(QUANTD_NVCC nvcc HINTS ENV CUDA_HOME PATHS /usr/local/cuda/bin
                  "${quantd_cuda_wheels}/bin")
@@ -17,9 +17,19 @@ if(NOT QUANTD_CUDA STREQUAL "OFF")
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc 13 has C++20
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    endif()
+    if(NOT TARGET CUDA::nvToolsExt)
+      # CMake 3.25 annotates this target without asking whether it exists; CUDA 13 has it no more.
+      add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+    endif()
     find_package(CUDAToolkit REQUIRED)
+    # CMake takes nvcc's own library folder for one that the loader searches anyway.
+    list(APPEND CMAKE_BUILD_RPATH "${CUDAToolkit_LIBRARY_DIR}")
     set(QUANTD_CUDA_ENABLED ON)
-    message(STATUS "quantd: CUDA backend for sm_${QUANTD_CUDA_ARCHITECTURES}, "
+    message(STATUS "quantd: CUDA ${CUDAToolkit_VERSION} for sm ${QUANTD_CUDA_ARCHITECTURES}, "
                    "${CMAKE_CUDA_COMPILER}")
   elseif(QUANTD_CUDA STREQUAL "ON")
     message(FATAL_ERROR "QUANTD_CUDA=ON, but there is no nvcc; run ./dev setup --cuda")
