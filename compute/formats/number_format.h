@@ -34,6 +34,10 @@ class NumberFormat {
   static std::unique_ptr<const NumberFormat> Create(const Recipe& resolved, int64_t cols);
 
   virtual ScaleGrid grid() const = 0;
+  // How an engine quantizes the activations that meet weights of this format: the same elements
+  // and stored scales, but with the scale rule that runs on the fly, token by token. Lives as long
+  // as this object.
+  virtual const NumberFormat& activation_format() const { return *this; }
   virtual int element_bits() const = 0;     // 4 or 8
   virtual DType scale_dtype() const = 0;    // as stored
   virtual DType packed_dtype() const = 0;   // of weight_packed: U8, or F8_E4M3
@@ -74,12 +78,13 @@ struct EncodedMatrix {
 void PackCodes(absl::Span<const uint8_t> codes, int bits, std::byte* packed);
 void UnpackCodes(const std::byte* packed, int bits, absl::Span<uint8_t> codes);
 
-// Quantizes row-major values in place to what the format would decode to, with scales (and where
-// the format has one, the global) from the values themselves: how an engine quantizes activations.
+// Quantizes row-major activations in place to what `format.activation_format()` decodes to, with
+// scales (and where the format has one, the global) from the values themselves.
 void FakeQuantize(const NumberFormat& format, int64_t rows, int64_t cols, double* values);
 
-// Decodes an encoded matrix. INVALID_ARGUMENT where a tensor does not have the shape or dtype that
-// the format needs.
+// Decodes an encoded matrix of untrusted origin. INVALID_ARGUMENT where a tensor does not have the
+// shape or dtype that the format needs, or a scale, the global or an FP8 element is NaN, Inf or
+// negative where that cannot be.
 absl::Status DecodeMatrix(const NumberFormat& format, const EncodedMatrix& encoded,
                           absl::Span<double> values);
 
