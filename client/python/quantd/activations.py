@@ -1,0 +1,330 @@
+"""Streaming of activations into a statistic, exactly once over any number of connections."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import google_crc32c
+import grpc
+import numpy as np
+from google.protobuf.empty_pb2 import Empty
+from numpy.typing import NDArray
+
+from quantd import dtypes
+from quantd.dtypes import DType
+from quantd.errors import Error, InvalidArgument, Unavailable, from_rpc_error
+from quantd.transport import CHUNK_BYTES, Backoff, Transport, is_transient_for_writer
+from quantd.v1 import calibration_pb2, calibration_pb2_grpc
+
+#: Bytes kept here because they are not durable yet; beyond, `send` asks for a commit and waits.
+PENDING_BYTES_MAX = 256 << 20
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    seq: int
+    size: int
+    request: calibration_pb2.StreamActivationsRequest
+
+
+class ActivationStream:
+    """One writer of a statistic. Use as a context manager; a clean exit makes everything durable.
+
+    Rows go in with `send`, which cuts them into chunks numbered 1, 2, 3 ... Every chunk is kept
+    until the server has it durably, and sent again after a reconnect; the server drops what it
+    already counted. Chunks that an earlier stream with the same id made durable are skipped, so a
+    program that was stopped can simply run again with the same data in the same order.
+
+    `send`, `flush` and `close` belong to one thread; several streams may run beside each other.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        header: calibration_pb2.ActivationHeader,
+        dtype: DType,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        self._transport = transport
+        self._header = header
+        self._dtype = dtype
+        self._cols = header.cols
+        row_bytes = header.cols * dtypes.ITEM_SIZE[dtype]
+        self._rows_a_chunk = max(1, chunk_bytes // row_bytes)
+        self._backoff = Backoff(transport.retry_timeout_s)
+
+        self._changed = threading.Condition()
+        # All below is guarded by _changed.
+        self._unsent: deque[_Chunk] = deque()  # on the present connection
+        self._flying: deque[_Chunk] = deque()  # sent, not yet received
+        self._received: deque[_Chunk] = deque()  # received, not yet durable
+        self._flying_bytes = 0
+        self._pending_bytes = 0  # of all three
+        self._last_seq = 0  # of the last chunk that `send` made
+        self._durable_seq = 0
+        self._credit_bytes = 0
+        self._answered = False  # the present connection's header
+        self._flush_seq = 0  # everything up to here is wanted durable
+        self._flushed_seq = 0  # and was asked for on the present connection
+        self._closing = False
+        self._connection = 0
+        self._call: Any = None
+        self._error: Error | None = None
+        self._ended = False
+
+        self._thread = threading.Thread(
+            target=self._run, name=f"quantd-stream-{header.stream_id}", daemon=True
+        )
+        self._thread.start()
+
+    # The caller's side.
+
+    @property
+    def durable_seq(self) -> int:
+        """Sequence number of the last chunk that survives a crash of the server."""
+        with self._changed:
+            return self._durable_seq
+
+    def send(self, rows: NDArray[Any]) -> None:
+        """Adds activations, one token a row (tokens x C); converted to the stream's dtype.
+
+        Waits while too much is in flight or not yet durable.
+
+        Raises:
+            InvalidArgument: not C columns, or no floating-point type.
+            Error: the stream has failed.
+
+        """
+        if rows.ndim != 2 or rows.shape[1] != self._cols:
+            came = " x ".join(map(str, rows.shape))
+            raise InvalidArgument(
+                f"activations of {self._header.statistic}: expected tokens x {self._cols},"
+                f" came {came}"
+            )
+        encoded = dtypes.encode(rows, self._dtype)
+        for start in range(0, encoded.shape[0], self._rows_a_chunk):
+            self._enqueue(encoded[start : start + self._rows_a_chunk])
+
+    def flush(self) -> None:
+        """Returns once everything sent so far is durable."""
+        with self._changed:
+            target = self._last_seq
+            self._flush_seq = max(self._flush_seq, target)
+            self._changed.notify_all()
+            while self._durable_seq < target:
+                self._raise_error()
+                self._changed.wait()
+
+    def close(self) -> None:
+        """Ends the stream and returns once everything is durable."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        with self._changed:
+            self._raise_error()
+
+    def cancel(self) -> None:
+        """Ends the stream at once; what is not durable may be lost."""
+        with self._changed:
+            if not self._ended and self._error is None:
+                self._error = Error("the stream was cancelled", code="CANCELLED")
+            call = self._call
+            self._changed.notify_all()
+        if call is not None:
+            call.cancel()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.cancel()
+
+    def _enqueue(self, rows: NDArray[Any]) -> None:
+        data = rows.tobytes()
+        with self._changed:
+            self._raise_error()
+            if self._closing:
+                raise InvalidArgument("the stream is closed")
+            seq = self._last_seq + 1
+            while self._pending_bytes > 0 and self._pending_bytes + len(data) > PENDING_BYTES_MAX:
+                self._flush_seq = self._last_seq
+                self._changed.notify_all()
+                self._changed.wait()
+                self._raise_error()
+            self._last_seq = seq
+            if seq <= self._durable_seq:
+                return
+        chunk = calibration_pb2.ActivationChunk(
+            seq=seq, rows=rows.shape[0], data=data, crc32c=google_crc32c.value(data)
+        )
+        request = calibration_pb2.StreamActivationsRequest(chunk=chunk)
+        with self._changed:
+            if seq > self._durable_seq:  # which may have grown meanwhile
+                self._unsent.append(_Chunk(seq, len(data), request))
+                self._pending_bytes += len(data)
+                self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # The connection's side: one thread that reads the answers, and gRPC's own that pulls requests.
+
+    def _run(self) -> None:
+        stub = calibration_pb2_grpc.CalibrationStub(self._transport.channel)
+        while True:
+            with self._changed:
+                if self._error is not None:
+                    return
+                self._connection += 1
+                self._answered = False
+                connection = self._connection
+                self._call = call = self._transport.start(
+                    stub.StreamActivations, self._requests(connection)
+                )
+            try:
+                for response in call:
+                    self._on_response(response)
+                if self._finished():
+                    return
+                error: Error = Unavailable("the server ended the stream early")
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+            except Exception as unexpected:  # a bug here must not leave callers waiting
+                error = Error(f"{type(unexpected).__name__}: {unexpected}", code="INTERNAL")
+            if not self._will_retry(error):
+                return
+
+    def _requests(self, connection: int) -> Iterator[calibration_pb2.StreamActivationsRequest]:
+        yield calibration_pb2.StreamActivationsRequest(header=self._header)
+        while True:
+            with self._changed:
+                request = self._next_request(connection)
+                while request is None:
+                    if self._must_stop(connection):
+                        return
+                    self._changed.wait()
+                    request = self._next_request(connection)
+            yield request
+
+    def _must_stop(self, connection: int) -> bool:
+        """Whether the sending side of this connection is over."""
+        if connection != self._connection or self._error is not None or self._ended:
+            return True
+        return self._closing and self._answered and not self._unsent
+
+    def _next_request(self, connection: int) -> calibration_pb2.StreamActivationsRequest | None:
+        """The next message that may go out now on this connection, if any."""
+        if connection != self._connection or not self._answered or self._error is not None:
+            return None
+        if self._unsent:
+            chunk = self._unsent[0]
+            if self._flying and self._flying_bytes + chunk.size > self._credit_bytes:
+                return None
+            self._flying.append(self._unsent.popleft())
+            self._flying_bytes += chunk.size
+            return chunk.request
+        if self._flush_seq > max(self._flushed_seq, self._durable_seq):
+            self._flushed_seq = self._flush_seq
+            return calibration_pb2.StreamActivationsRequest(flush=Empty())
+        return None
+
+    def _on_response(self, response: calibration_pb2.StreamActivationsResponse) -> None:
+        with self._changed:
+            if not self._answered:
+                self._answered = True
+                self._resend_all()
+            if response.durable_seq > self._durable_seq:
+                self._durable_seq = response.durable_seq
+                self._backoff.reset()
+            self._credit_bytes = response.credit_bytes
+            received_seq = max(response.received_seq, response.durable_seq)
+            while self._flying and self._flying[0].seq <= received_seq:
+                self._flying_bytes -= self._flying[0].size
+                self._received.append(self._flying.popleft())
+            for chunks in (self._received, self._unsent):
+                while chunks and chunks[0].seq <= self._durable_seq:
+                    self._pending_bytes -= chunks.popleft().size
+            self._changed.notify_all()
+
+    def _resend_all(self) -> None:
+        """On a new connection: whatever is not durable has to be sent again, in order."""
+        self._unsent = deque([*self._received, *self._flying, *self._unsent])
+        self._received.clear()
+        self._flying.clear()
+        self._flying_bytes = 0
+        self._flushed_seq = 0
+
+    def _finished(self) -> bool:
+        """After the server ended the call without an error: whether that was the end of it all."""
+        with self._changed:
+            self._ended = self._closing and self._durable_seq >= self._last_seq
+            self._changed.notify_all()
+            return self._ended
+
+    def _will_retry(self, error: Error) -> bool:
+        """Waits before a reconnect; False where the stream is over, with the error kept."""
+        with self._changed:
+            if self._error is not None:  # cancelled here
+                return False
+            try:
+                if not is_transient_for_writer(error):
+                    raise error
+                delay_s = self._backoff.next_delay_s(error)
+            except Error as final:
+                self._error = final
+                self._changed.notify_all()
+                return False
+            self._connection += 1  # stops the old connection's requests
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._error is not None, delay_s)
+            return self._error is None
+
+
+def make_header(
+    statistic: str,
+    stream_id: str,
+    dtype: DType,
+    cols: int,
+    *,
+    block_size: int | None,
+    sample_rows: int | None,
+    sample_seed: int,
+) -> calibration_pb2.ActivationHeader:
+    """The first message. block_size asks for a block-diagonal moment with blocks of that size."""
+    header = calibration_pb2.ActivationHeader(
+        statistic=statistic,
+        stream_id=stream_id,
+        dtype=dtypes.to_proto(dtype),
+        cols=cols,
+        kind=calibration_pb2.SECOND_MOMENT,
+        layout=calibration_pb2.FULL if block_size is None else calibration_pb2.BLOCK_DIAGONAL,
+        block_size=block_size or 0,
+        sample_seed=sample_seed,
+    )
+    if sample_rows is not None:
+        header.sample_rows = sample_rows
+    return header
+
+
+def rows_of(arrays: NDArray[Any] | Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """One array, or any number of them, as an iterator."""
+    if isinstance(arrays, np.ndarray):
+        yield arrays
+    else:
+        yield from arrays

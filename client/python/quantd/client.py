@@ -1,0 +1,591 @@
+"""The client: one object per server and caller."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from quantd import dtypes, quantized_layer
+from quantd.activations import ActivationStream, make_header, rows_of
+from quantd.dtypes import DType
+from quantd.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Error,
+    InvalidArgument,
+    JobFailed,
+    Unavailable,
+    from_rpc_error,
+)
+from quantd.progress import ProgressBar
+from quantd.quantized_layer import QuantizedLayer
+from quantd.recipe import Recipe
+from quantd.resources import (
+    ENDED,
+    Job,
+    JobEstimate,
+    LayerSpec,
+    ServerInfo,
+    Statistic,
+)
+from quantd.results import read_artifact
+from quantd.statistics import Moment, export_moment, import_moment
+from quantd.transport import Backoff, Tls, Transport, is_transient
+from quantd.v1 import (
+    calibration_pb2,
+    calibration_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    quantize_pb2,
+    quantize_pb2_grpc,
+    results_pb2,
+    results_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
+from quantd.weights import upload
+
+
+def connect(
+    address: str,
+    token: str | None = None,
+    tls: Tls | None = None,
+    *,
+    progress: bool | None = None,
+    retry_timeout_s: float = 60.0,
+) -> Client:
+    """A client of the server at `address` (HOST:PORT). Connects with the first call.
+
+    Args:
+        address: HOST:PORT of the gRPC endpoint.
+        token: bearer token; sent in the clear where `tls` is None.
+        tls: TLS, and mTLS with a client certificate; None: plain text.
+        progress: progress bars on stderr; None: where it is a terminal.
+        retry_timeout_s: how long a call that gets nowhere is repeated while the server is
+            unavailable. Uploads, streams and downloads continue where they were.
+
+    """
+    return Client(Transport(address, token, tls, retry_timeout_s), progress)
+
+
+class Client:
+    """Calls to one server as one caller. Thread-safe. Use as a context manager, or `close` it.
+
+    Jobs and statistics are named by their short id or their full resource name
+    (`tenants/{tenant}/jobs/{job}`); methods that need one take either.
+    Every method raises a `quantd.Error` (see `quantd.errors`) when the server refuses.
+    """
+
+    def __init__(self, transport: Transport, progress: bool | None) -> None:
+        self._transport = transport
+        self._progress = progress
+        self._tenant: str | None = None
+        self._tenant_lock = threading.Lock()
+        channel = transport.channel
+        self._jobs = jobs_pb2_grpc.JobsStub(channel)
+        self._calibration = calibration_pb2_grpc.CalibrationStub(channel)
+        self._results = results_pb2_grpc.ResultsStub(channel)
+        self._quantize = quantize_pb2_grpc.QuantizeStub(channel)
+        self._server = server_pb2_grpc.ServerStub(channel)
+
+    def close(self) -> None:
+        """Ends every call of this client."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Server.
+
+    def get_server_info(self) -> ServerInfo:
+        """Version, devices, formats, transforms, methods and limits."""
+        info = self._transport.call(self._server.GetServerInfo, server_pb2.GetServerInfoRequest())
+        return ServerInfo.from_proto(info)
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that the caller's credentials belong to."""
+        with self._tenant_lock:
+            if self._tenant is None:
+                self._tenant = self.get_server_info().tenant
+            return self._tenant
+
+    # Jobs.
+
+    def create_job(
+        self,
+        recipe: Recipe,
+        layers: Sequence[LayerSpec],
+        *,
+        job_id: str = "",
+        display_name: str = "",
+        request_id: str | None = None,
+    ) -> Job:
+        """Creates a job. Nothing else has to be started: a layer runs once its inputs are there.
+
+        Args:
+            recipe: for every layer without its own.
+            layers: at least one; geometry is checked before anything is uploaded.
+            job_id: [a-z0-9-]{1,63}; chosen by the server when empty.
+            display_name: free text.
+            request_id: calls with the same value create one job; default: a fresh one, so that
+                the retries inside this call are safe.
+
+        Raises:
+            InvalidArgument: a recipe that does not fit a layer; `field_violations` says which.
+            AlreadyExists: the job_id is taken.
+
+        """
+        request = self._create_request(recipe, layers, job_id, display_name)
+        request.request_id = request_id or uuid.uuid4().hex
+        response = self._transport.call(self._jobs.CreateJob, request)
+        return Job.from_proto(response.job)
+
+    def estimate_job(self, recipe: Recipe, layers: Sequence[LayerSpec]) -> JobEstimate:
+        """What `create_job` would take; checks everything and creates nothing."""
+        request = self._create_request(recipe, layers, "", "")
+        request.validate_only = True
+        estimate = self._transport.call(self._jobs.CreateJob, request).estimate
+        return JobEstimate(estimate.peak_bytes, estimate.device_seconds, estimate.output_bytes)
+
+    def get_job(self, job: str | Job) -> Job:
+        """The job as it is now."""
+        request = jobs_pb2.GetJobRequest(name=self._job_name(job))
+        return Job.from_proto(self._transport.call(self._jobs.GetJob, request))
+
+    def list_jobs(self) -> Iterator[Job]:
+        """Every job of the tenant, newest first, without layers."""
+        request = jobs_pb2.ListJobsRequest(parent=self._parent())
+        while True:
+            response = self._transport.call(self._jobs.ListJobs, request)
+            yield from (Job.from_proto(job) for job in response.jobs)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def cancel_job(self, job: str | Job) -> Job:
+        """Stops a job; results of finished layers stay."""
+        request = jobs_pb2.CancelJobRequest(name=self._job_name(job))
+        return Job.from_proto(self._transport.call(self._jobs.CancelJob, request))
+
+    def delete_job(self, job: str | Job) -> None:
+        """Deletes a job with its weights and results; statistics stay."""
+        request = jobs_pb2.DeleteJobRequest(name=self._job_name(job))
+        self._transport.call(self._jobs.DeleteJob, request)
+
+    def watch(self, job: str | Job) -> Iterator[Job]:
+        """The job now and after every change until it has ended; survives reconnects."""
+        for response in self._watch(self._job_name(job)):
+            yield Job.from_proto(response.job)
+
+    def wait(
+        self,
+        job: str | Job,
+        *,
+        timeout_s: float | None = None,
+        check: bool = True,
+        progress: bool | None = None,
+    ) -> Job:
+        """Returns the job once it has ended.
+
+        Args:
+            job: name, id or Job.
+            timeout_s: None: as long as it takes.
+            check: raise where the job did not succeed.
+            progress: a bar; default: as the client.
+
+        Raises:
+            JobFailed: a layer failed; `layer_errors` says which and why.
+            Cancelled: the job was cancelled.
+            DeadlineExceeded: not ended within timeout_s; the job goes on.
+
+        """
+        name = self._job_name(job)
+        ended: Job | None = None
+        with ProgressBar(name.rsplit("/", 1)[-1], None, "layer", self._shows(progress)) as bar:
+            for response in self._watch(name, timeout_s):
+                bar.set_total(len(response.job.layers))
+                bar.move_to(
+                    sum(_layer_progress(layer) for layer in response.job.layers),
+                    _wait_note(response),
+                )
+                ended = Job.from_proto(response.job)
+        assert ended is not None
+        if check:
+            _raise_unless_succeeded(ended)
+        return ended
+
+    def _watch(
+        self, name: str, timeout_s: float | None = None
+    ) -> Iterator[jobs_pb2.WatchJobResponse]:
+        request = jobs_pb2.WatchJobRequest(name=name)
+        backoff = Backoff(self._transport.retry_timeout_s)
+        while True:
+            try:
+                for response in self._transport.start(
+                    self._jobs.WatchJob, request, timeout=timeout_s
+                ):
+                    backoff.reset()
+                    yield response
+                    if jobs_pb2.JobState.Name(response.job.state) in ENDED:
+                        return
+                backoff.wait(Unavailable("the server ended the watch early"))
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                if isinstance(error, DeadlineExceeded):
+                    raise DeadlineExceeded(f"{name} has not ended after {timeout_s} s") from None
+                if not is_transient(error):
+                    raise error from None
+                backoff.wait(error)
+
+    # Weights.
+
+    def upload_weights(
+        self,
+        job: str | Job,
+        layer: str,
+        array: NDArray[Any],
+        *,
+        dtype: DType | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Uploads the weight of a layer, R x C, and returns once the server holds it durably.
+
+        Resumes an upload that was interrupted, by this process or an earlier one.
+
+        Args:
+            job: name, id or Job.
+            layer: layer id.
+            array: float64, float32, float16, or bfloat16 (ml_dtypes, or uint16 bit patterns).
+            dtype: what to send, as the job declares it; default: the array's own.
+            progress: a bar; default: as the client.
+
+        """
+        name = f"{self._job_name(job)}/layers/{layer}"
+        upload(self._transport, name, array, dtype, self._shows(progress))
+
+    # Calibration.
+
+    def open_activation_stream(
+        self,
+        statistic: str,
+        cols: int,
+        *,
+        dtype: DType = "bf16",
+        stream_id: str | None = None,
+        block_size: int | None = None,
+        sample_rows: int | None = None,
+        sample_seed: int = 0,
+    ) -> ActivationStream:
+        """A writer of a statistic, which its first stream creates. Use as a context manager.
+
+        Args:
+            statistic: id or name.
+            cols: C, inputs of the layer.
+            dtype: what goes over the wire; bf16 and f16 are accumulated exactly and fastest.
+            stream_id: a name makes a run repeatable: chunks that an earlier run with the same
+                data made durable are skipped. Default: a fresh one.
+            block_size: keep only the diagonal blocks of that size: enough for rtn with the
+                marginal solver and far smaller. None: the full C x C moment.
+            sample_rows: tokens retained to measure activation quantization; default 512.
+            sample_seed: of that sample.
+
+        """
+        header = make_header(
+            self._statistic_name(statistic),
+            stream_id or uuid.uuid4().hex,
+            dtype,
+            cols,
+            block_size=block_size,
+            sample_rows=sample_rows,
+            sample_seed=sample_seed,
+        )
+        return ActivationStream(self._transport, header, dtype)
+
+    def stream_activations(
+        self,
+        statistic: str,
+        activations: NDArray[Any] | Iterable[NDArray[Any]],
+        *,
+        dtype: DType | None = None,
+        stream_id: str | None = None,
+        block_size: int | None = None,
+        sample_rows: int | None = None,
+        sample_seed: int = 0,
+        progress: bool | None = None,
+    ) -> int:
+        """Adds activations to a statistic and returns the number of tokens, all durable.
+
+        Args:
+            statistic: id or name; created where it does not exist.
+            activations: tokens x C, or any number of such arrays.
+            dtype: what goes over the wire; default: the first array's own.
+            stream_id: see `open_activation_stream`, as the rest.
+            block_size: see there.
+            sample_rows: see there.
+            sample_seed: see there.
+            progress: a bar; default: as the client.
+
+        Raises:
+            InvalidArgument: no activations, wrong shapes, NaN or Inf.
+            FailedPrecondition: the statistic is sealed.
+
+        """
+        arrays = rows_of(activations)
+        first = next(arrays, None)
+        if first is None or first.ndim != 2 or first.shape[0] == 0:
+            came = "none" if first is None else " x ".join(map(str, first.shape))
+            raise InvalidArgument(f"activations: expected tokens x columns, came {came}")
+        total = activations.shape[0] if isinstance(activations, np.ndarray) else None
+        tokens = 0
+        with (
+            ProgressBar(statistic, total, "token", self._shows(progress)) as bar,
+            self.open_activation_stream(
+                statistic,
+                first.shape[1],
+                dtype=dtype or dtypes.natural_dtype(first),
+                stream_id=stream_id,
+                block_size=block_size,
+                sample_rows=sample_rows,
+                sample_seed=sample_seed,
+            ) as stream,
+        ):
+            array: NDArray[Any] | None = first
+            while array is not None:
+                stream.send(array)
+                tokens += array.shape[0]
+                bar.advance(array.shape[0])
+                array = next(arrays, None)
+        return tokens
+
+    def seal_statistic(self, statistic: str) -> Statistic:
+        """Ends accumulation, so that layers that wait for the statistic can run.
+
+        Raises:
+            FailedPrecondition: no tokens, or a stream is still open.
+
+        """
+        request = calibration_pb2.SealStatisticRequest(name=self._statistic_name(statistic))
+        return Statistic.from_proto(self._transport.call(self._calibration.SealStatistic, request))
+
+    def get_statistic(self, statistic: str) -> Statistic:
+        """The statistic as it is now; tokens counts what is durable."""
+        request = calibration_pb2.GetStatisticRequest(name=self._statistic_name(statistic))
+        return Statistic.from_proto(self._transport.call(self._calibration.GetStatistic, request))
+
+    def list_statistics(self) -> Iterator[Statistic]:
+        """Every statistic of the tenant."""
+        request = calibration_pb2.ListStatisticsRequest(parent=self._parent())
+        while True:
+            response = self._transport.call(self._calibration.ListStatistics, request)
+            yield from (Statistic.from_proto(statistic) for statistic in response.statistics)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def merge_statistics(self, statistic: str, sources: Sequence[str]) -> Statistic:
+        """Adds sealed statistics up into a new, sealed one named `statistic` (a short id)."""
+        request = calibration_pb2.MergeStatisticsRequest(
+            parent=self._parent(),
+            statistic_id=statistic.rsplit("/", 1)[-1],
+            sources=[self._statistic_name(source) for source in sources],
+        )
+        return Statistic.from_proto(
+            self._transport.call(self._calibration.MergeStatistics, request)
+        )
+
+    def import_statistic(
+        self, statistic: str, moment: Moment, *, progress: bool | None = None
+    ) -> Statistic:
+        """Stores a second moment that was accumulated elsewhere, sealed."""
+        name = self._statistic_name(statistic)
+        return import_moment(self._transport, name, moment, self._shows(progress))
+
+    def export_statistic(self, statistic: str, *, progress: bool | None = None) -> Moment:
+        """Downloads a second moment with its sample."""
+        name = self._statistic_name(statistic)
+        return export_moment(self._transport, name, self._shows(progress))
+
+    def delete_statistic(self, statistic: str) -> None:
+        """Deletes a statistic.
+
+        Raises:
+            FailedPrecondition: an unfinished job uses it.
+
+        """
+        request = calibration_pb2.DeleteStatisticRequest(name=self._statistic_name(statistic))
+        self._transport.call(self._calibration.DeleteStatistic, request)
+
+    # Results.
+
+    def fetch(self, job: str | Job, layer: str, *, progress: bool | None = None) -> QuantizedLayer:
+        """Downloads the result of a finished layer, verified, with its report.
+
+        Raises:
+            NotFound: no such layer.
+            FailedPrecondition: the layer has not succeeded (yet).
+
+        """
+        report = self.get_report(job, layer)
+        data = self.fetch_file(job, layer, progress=progress)
+        return quantized_layer.parse(data, report, layer)
+
+    def fetch_file(self, job: str | Job, layer: str, *, progress: bool | None = None) -> bytes:
+        """The result file (safetensors) of a finished layer as it is stored."""
+        name = f"{self._job_name(job)}/artifacts/{layer}.safetensors"
+        return read_artifact(self._transport, name, self._shows(progress))
+
+    def get_report(self, job: str | Job, layer: str) -> dict[str, Any]:
+        """The error report of a finished layer; None for a figure that could not be measured.
+
+        Raises:
+            FailedPrecondition: the layer has not succeeded (yet).
+
+        """
+        request = results_pb2.GetErrorReportRequest(layer=f"{self._job_name(job)}/layers/{layer}")
+        return _report(self._transport.call(self._results.GetErrorReport, request))
+
+    # One small tensor, inline.
+
+    def quantize_tensor(
+        self,
+        weight: NDArray[Any],
+        recipe: Recipe,
+        *,
+        activations: NDArray[Any] | None = None,
+        second_moment: NDArray[Any] | None = None,
+    ) -> QuantizedLayer:
+        """Quantizes one small matrix in one call; the server stores nothing.
+
+        Args:
+            weight: R x C.
+            recipe: what to do.
+            activations: tokens x C; or
+            second_moment: C x C, E[x x^T]; or neither, for transforms that need no data.
+
+        Raises:
+            InvalidArgument: shapes or values.
+            ResourceExhausted: larger than the server takes inline (1 MiB by default).
+
+        """
+        request = quantize_pb2.QuantizeTensorRequest(
+            recipe=recipe.to_proto(), weight=_inline(weight)
+        )
+        if activations is not None:
+            request.activations.CopyFrom(_inline(activations))
+        if second_moment is not None:
+            request.second_moment.CopyFrom(_inline(second_moment))
+        response = self._transport.call(self._quantize.QuantizeTensor, request)
+        report = _report(response.report)
+        tensors = {
+            tensor.name: dtypes.decode(tensor.data, tensor.dtype, tuple(tensor.shape))
+            for tensor in response.tensors
+        }
+        resolved = report.get("recipe")
+        return QuantizedLayer(
+            name=response.report.layer or "weight",
+            recipe=recipe if resolved is None else Recipe.from_json(_as_text(resolved)),
+            tensors=tensors,
+            report=report,
+            metadata={},
+        )
+
+    # Names.
+
+    def _shows(self, progress: bool | None) -> bool | None:
+        return self._progress if progress is None else progress
+
+    def _parent(self) -> str:
+        return f"tenants/{self.tenant}"
+
+    def _job_name(self, job: str | Job) -> str:
+        name = job.name if isinstance(job, Job) else job
+        return name if "/" in name else f"{self._parent()}/jobs/{name}"
+
+    def _statistic_name(self, statistic: str) -> str:
+        return statistic if "/" in statistic else f"{self._parent()}/statistics/{statistic}"
+
+    def _create_request(
+        self, recipe: Recipe, layers: Sequence[LayerSpec], job_id: str, display_name: str
+    ) -> jobs_pb2.CreateJobRequest:
+        job = jobs_pb2.Job(recipe=recipe.to_proto(), display_name=display_name)
+        for layer in layers:
+            message = job.layers.add(
+                layer_id=layer.layer_id,
+                rows=layer.rows,
+                cols=layer.cols,
+                dtype=dtypes.to_proto(layer.dtype),
+                fusion_group=layer.fusion_group,
+                statistic=self._statistic_name(layer.statistic) if layer.statistic else "",
+            )
+            if layer.recipe is not None:
+                message.recipe.CopyFrom(layer.recipe.to_proto())
+        return jobs_pb2.CreateJobRequest(parent=self._parent(), job_id=job_id, job=job)
+
+
+def _inline(array: NDArray[Any]) -> quantize_pb2.InlineTensor:
+    dtype = dtypes.natural_dtype(array)
+    return quantize_pb2.InlineTensor(
+        dtype=dtypes.to_proto(dtype),
+        shape=array.shape,
+        data=dtypes.encode(array, dtype).tobytes(),
+    )
+
+
+def _report(message: results_pb2.ErrorReport) -> dict[str, Any]:
+    """The whole report; the headline figures alone where the server sent no JSON."""
+    if message.report_json:
+        report: dict[str, Any] = json.loads(message.report_json)
+        return report
+    return {
+        field.name: getattr(message, field.name)
+        if not field.has_presence or message.HasField(field.name)
+        else None
+        for field in message.DESCRIPTOR.fields
+        if field.name != "report_json"
+    }
+
+
+def _as_text(recipe: Any) -> str:
+    return recipe if isinstance(recipe, str) else json.dumps(recipe)
+
+
+def _layer_progress(layer: jobs_pb2.Layer) -> float:
+    return 1.0 if layer.state == jobs_pb2.LAYER_SUCCEEDED else layer.progress
+
+
+def _wait_note(response: jobs_pb2.WatchJobResponse) -> str:
+    note = jobs_pb2.JobState.Name(response.job.state).lower()
+    if response.queue_position > 1:
+        note += f", {response.queue_position - 1} ahead"
+    return note
+
+
+def _raise_unless_succeeded(job: Job) -> None:
+    if job.state == "FAILED":
+        raise JobFailed(
+            job.name,
+            {
+                layer.layer_id: layer.error or Error("no reason given")
+                for layer in job.layers
+                if layer.state == "FAILED"
+            },
+        )
+    if job.state == "CANCELLED":
+        raise Cancelled(f"{job.name} was cancelled")

@@ -1,0 +1,126 @@
+"""What to do to a layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from quantd.errors import FieldViolation, InvalidArgument
+from quantd.v1 import recipe_pb2
+
+Format = Literal["mxfp4", "nvfp4", "int4", "int8", "fp8"]
+Transform = Literal["identity", "hadamard", "random", "wus", "wush"]
+Method = Literal["rtn", "gptq", "watersic"]
+Solver = Literal["marginal", "conditional"]
+ScaleRule = Literal["amax", "mse", "ocp", "noclip", "absmax", "compressed-tensors", "gaussian-mse"]
+Granularity = Literal["group", "row", "block-128x128"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Transform, method and number format of a layer. None: the server's documented default.
+
+    format: number format of the codes and their scales.
+    transform: linear map T on every block of input columns, x' = T x and w' = T^-T w.
+    method: how codes are chosen.
+    solver: how wus and wush are solved.
+    scale_rule: how a group's scale follows from its values.
+    granularity: which values share a scale.
+    group_size: columns that share a scale; fixed for mxfp4 (32) and nvfp4 (16), 16..256 for int.
+    transform_block_size: columns of one transform block; default the group size.
+    damping: relative damping of the marginal solver; default: picked per layer.
+    seed: of the random transform.
+    rate_bits: bits a weight that watersic is to reach.
+    """
+
+    format: Format
+    transform: Transform = "identity"
+    method: Method = "rtn"
+    solver: Solver | None = None
+    scale_rule: ScaleRule | None = None
+    granularity: Granularity | None = None
+    group_size: int | None = None
+    transform_block_size: int | None = None
+    damping: float | None = None
+    seed: int = 0
+    rate_bits: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("format", self.format, get_args(Format))
+        _check("transform", self.transform, get_args(Transform))
+        _check("method", self.method, get_args(Method))
+        if self.solver is not None:
+            _check("solver", self.solver, get_args(Solver))
+        if self.scale_rule is not None:
+            _check("scale_rule", self.scale_rule, get_args(ScaleRule))
+        if self.granularity is not None:
+            _check("granularity", self.granularity, get_args(Granularity))
+
+    def to_proto(self) -> recipe_pb2.Recipe:
+        """The message that the API takes."""
+
+        def enumerator(name: str | None) -> str | None:
+            return None if name is None else name.upper().replace("-", "_")
+
+        return recipe_pb2.Recipe(
+            format=enumerator(self.format),
+            transform=enumerator(self.transform),
+            method=enumerator(self.method),
+            solver=enumerator(self.solver),
+            scale_rule=enumerator(self.scale_rule),
+            granularity=enumerator(self.granularity),
+            group_size=self.group_size,
+            transform_block_size=self.transform_block_size,
+            damping=self.damping,
+            seed=self.seed,
+            rate_bits=self.rate_bits,
+        )
+
+    @classmethod
+    def from_proto(cls, message: recipe_pb2.Recipe) -> Recipe:
+        """The inverse of `to_proto`; unset enums become None or the documented default."""
+
+        def name(enum: Any, value: int) -> Any:
+            return enum.Name(value).lower().replace("_", "-") if value else None
+
+        return cls(
+            format=name(recipe_pb2.Format, message.format),
+            transform=name(recipe_pb2.Transform, message.transform) or "identity",
+            method=name(recipe_pb2.Method, message.method) or "rtn",
+            solver=name(recipe_pb2.Solver, message.solver),
+            scale_rule=name(recipe_pb2.ScaleRule, message.scale_rule),
+            granularity=name(recipe_pb2.Granularity, message.granularity),
+            group_size=message.group_size or None,
+            transform_block_size=message.transform_block_size or None,
+            damping=message.damping if message.HasField("damping") else None,
+            seed=message.seed,
+            rate_bits=message.rate_bits or None,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe in a result file's metadata.
+
+        Raises:
+            InvalidArgument: not a recipe.
+
+        """
+        try:
+            fields = json.loads(text)
+            known = {key: fields[key] for key in cls.__dataclass_fields__ if key in fields}
+            for key in ("group_size", "transform_block_size", "rate_bits"):
+                known[key] = known.get(key) or None
+            return cls(**known)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InvalidArgument(
+                f"recipe: expected a JSON object of recipe fields: {error}"
+            ) from error
+
+
+def _check(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        description = f"expected one of {', '.join(known)}, came {value!r}"
+        raise InvalidArgument(
+            f"{field}: {description}", field_violations=[FieldViolation(field, description)]
+        )

@@ -1,0 +1,201 @@
+"""What the server knows: jobs, layers, statistics, and what it can do. Plain read-only values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from quantd import dtypes
+from quantd.dtypes import DType
+from quantd.errors import Error, from_status
+from quantd.recipe import Recipe
+from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2, server_pb2
+
+JobState = Literal["ACCEPTING", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN"]
+LayerState = Literal["WAITING", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN"]
+MomentLayout = Literal["full", "block-diagonal"]
+
+ENDED: frozenset[str] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weight matrix W (rows = outputs, cols = inputs) that a job is to quantize.
+
+    layer_id: 1..256 characters of [A-Za-z0-9._-], unique in the job.
+    dtype: of the weight that will be uploaded.
+    statistic: name or short id of the second moment that calibrates it; it need not exist yet.
+      Empty: no calibration data.
+    fusion_group: layers with the same group share input, statistic, transform and global scale.
+    recipe: where it differs from the job's.
+    """
+
+    layer_id: str
+    rows: int
+    cols: int
+    dtype: DType = "f32"
+    statistic: str = ""
+    fusion_group: str = ""
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a job as the server sees it. progress is 0..1; error only where it failed."""
+
+    name: str
+    layer_id: str
+    rows: int
+    cols: int
+    dtype: DType
+    fusion_group: str
+    statistic: str
+    recipe: Recipe | None
+    state: LayerState
+    progress: float
+    stage: str
+    device_seconds: float
+    error: Error | None
+
+    @classmethod
+    def from_proto(cls, layer: jobs_pb2.Layer) -> Layer:
+        """The value of a message."""
+        state = jobs_pb2.LayerState.Name(layer.state).removeprefix("LAYER_")
+        return cls(
+            name=layer.name,
+            layer_id=layer.layer_id,
+            rows=layer.rows,
+            cols=layer.cols,
+            dtype=dtypes.from_proto(layer.dtype),
+            fusion_group=layer.fusion_group,
+            statistic=layer.statistic,
+            recipe=Recipe.from_proto(layer.recipe) if layer.recipe.format else None,
+            state=state if layer.state else "UNKNOWN",  # type: ignore[arg-type]
+            progress=layer.progress,
+            stage=layer.stage,
+            device_seconds=layer.device_seconds,
+            error=from_status(layer.error) if layer.HasField("error") else None,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job: its recipe, its layers and how far it has come."""
+
+    name: str
+    recipe: Recipe | None
+    layers: tuple[Layer, ...]
+    state: JobState
+    finished_layers: int
+    display_name: str
+    create_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def job_id(self) -> str:
+        """The last segment of the name."""
+        return self.name.rsplit("/", 1)[-1]
+
+    @classmethod
+    def from_proto(cls, job: jobs_pb2.Job) -> Job:
+        """The value of a message."""
+        return cls(
+            name=job.name,
+            recipe=Recipe.from_proto(job.recipe) if job.recipe.format else None,
+            layers=tuple(Layer.from_proto(layer) for layer in job.layers),
+            state=jobs_pb2.JobState.Name(job.state) if job.state else "UNKNOWN",  # type: ignore[arg-type]
+            finished_layers=job.finished_layers,
+            display_name=job.display_name,
+            create_time=_time(job.create_time),
+            end_time=_time(job.end_time),
+        )
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """What a job will take: peak device bytes (largest layer), device seconds, output bytes."""
+
+    peak_bytes: int
+    device_seconds: float
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A second moment on the server. tokens counts what is durable; digest names the data."""
+
+    name: str
+    layout: MomentLayout
+    block_size: int
+    cols: int
+    tokens: int
+    sealed: bool
+    sample_rows: int
+    digest: str
+    size_bytes: int
+    create_time: datetime | None
+
+    @classmethod
+    def from_proto(cls, statistic: calibration_pb2.Statistic) -> Statistic:
+        """The value of a message."""
+        diagonal = statistic.layout == calibration_pb2.BLOCK_DIAGONAL
+        return cls(
+            name=statistic.name,
+            layout="block-diagonal" if diagonal else "full",
+            block_size=statistic.block_size,
+            cols=statistic.cols,
+            tokens=statistic.tokens,
+            sealed=statistic.state == calibration_pb2.SEALED,
+            sample_rows=statistic.sample_rows,
+            digest=statistic.digest,
+            size_bytes=statistic.size_bytes,
+            create_time=_time(statistic.create_time),
+        )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that layers run on."""
+
+    name: str
+    description: str
+    memory_bytes: int
+    running_layers: int
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What this server is and can do; limits by name, as in the API."""
+
+    version: str
+    tenant: str
+    devices: tuple[Device, ...]
+    formats: tuple[str, ...]
+    transforms: tuple[str, ...]
+    methods: tuple[str, ...]
+    limits: dict[str, int]
+
+    @classmethod
+    def from_proto(cls, info: server_pb2.ServerInfo) -> ServerInfo:
+        """The value of a message."""
+        return cls(
+            version=info.version,
+            tenant=info.tenant,
+            devices=tuple(
+                Device(d.name, d.description, d.memory_bytes, d.running_layers)
+                for d in info.devices
+            ),
+            formats=tuple(recipe_pb2.Format.Name(f).lower() for f in info.formats),
+            transforms=tuple(recipe_pb2.Transform.Name(t).lower() for t in info.transforms),
+            methods=tuple(recipe_pb2.Method.Name(m).lower() for m in info.methods),
+            limits={field.name: value for field, value in info.limits.ListFields()},
+        )
+
+
+def _time(timestamp: Timestamp) -> datetime | None:
+    if not timestamp.seconds:
+        return None
+    return timestamp.ToDatetime(UTC)

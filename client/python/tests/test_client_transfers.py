@@ -1,0 +1,245 @@
+"""Uploads, streams, downloads and waits against a server that loses connections."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.rpc import code_pb2
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+import quantd
+from quantd import LayerSpec, Recipe
+from quantd.v1 import jobs_pb2, recipe_pb2
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_server import FakeServer
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+def connect(fake: FakeServer, **options: Any) -> quantd.Client:
+    return quantd.connect(fake.start(), progress=False, **options)
+
+
+def activations(tokens: int, cols: int = 64) -> NDArray[np.float32]:
+    return np.random.default_rng(3).standard_normal((tokens, cols)).astype(np.float32)
+
+
+def received(fake: FakeServer) -> bytes:
+    assert sorted(fake.chunks) == list(range(1, len(fake.chunks) + 1))
+    return b"".join(fake.chunks[seq] for seq in sorted(fake.chunks))
+
+
+def test_stream_delivers_every_row_once(fake: FakeServer) -> None:
+    x = activations(20_000)
+    with connect(fake) as client:
+        assert client.stream_activations("s", x, sample_rows=64, block_size=32) == 20_000
+    assert received(fake) == x.tobytes()
+    assert max(len(data) for data in fake.chunks.values()) <= 1 << 20
+    header = fake.headers[0]
+    assert header.statistic == "tenants/lab/statistics/s"
+    assert (header.cols, header.sample_rows, header.block_size) == (64, 64, 32)
+
+
+def test_stream_survives_lost_connections(fake: FakeServer) -> None:
+    fake.drop_stream_after = [0, 2, 0, 5, 3]
+    fake.durable_lag = 3
+    x = activations(60_000)
+    with connect(fake) as client:
+        client.stream_activations("s", (x[i : i + 777] for i in range(0, len(x), 777)))
+    assert received(fake) == x.tobytes()
+    assert len(fake.headers) == 6
+    assert len({header.stream_id for header in fake.headers}) == 1
+
+
+def test_stream_flush_makes_durable(fake: FakeServer) -> None:
+    fake.durable_lag = 1000
+    with connect(fake) as client, client.open_activation_stream("s", 8, dtype="f32") as stream:
+        for _ in range(5):
+            stream.send(activations(3, 8))
+        stream.flush()
+        assert stream.durable_seq == 5
+        assert len(fake.chunks) == 5
+
+
+def test_stream_skips_what_an_earlier_run_made_durable(fake: FakeServer) -> None:
+    x = activations(30, 8)
+    client = connect(fake)
+    stream = client.open_activation_stream("s", 8, dtype="f32", stream_id="rank0")
+    for row in x[:12]:
+        stream.send(row[None])
+    stream.flush()
+    stream.cancel()
+    assert len(fake.chunks) == 12
+    with client.open_activation_stream("s", 8, dtype="f32", stream_id="rank0") as again:
+        for row in x:
+            again.send(row[None])
+    assert received(fake) == x.tobytes()
+    client.close()
+
+
+def test_stream_waits_for_credit(fake: FakeServer) -> None:
+    fake.credit_bytes = 10  # less than one chunk: one at a time
+    x = activations(100, 8)
+    with connect(fake) as client, client.open_activation_stream("s", 8, dtype="f32") as stream:
+        for row in x:
+            stream.send(row[None])
+    assert received(fake) == x.tobytes()
+
+
+def test_stream_converts_to_bfloat16(fake: FakeServer) -> None:
+    x = activations(10, 16)
+    with connect(fake) as client:
+        client.stream_activations("s", x, dtype="bf16")
+    assert received(fake) == quantd.to_bfloat16(x).tobytes()
+    assert fake.headers[0].dtype == recipe_pb2.BF16
+
+
+def test_stream_refuses_wrong_shapes_before_sending(fake: FakeServer) -> None:
+    with connect(fake) as client, client.open_activation_stream("s", 8) as stream:
+        with pytest.raises(quantd.InvalidArgument, match=r"expected tokens x 8, came 3 x 9"):
+            stream.send(activations(3, 9))
+        with pytest.raises(quantd.InvalidArgument, match="float64, float32"):
+            stream.send(np.zeros((3, 8), np.int32))  # type: ignore[arg-type]
+    assert not fake.chunks
+
+
+def test_stream_gives_up_when_nothing_answers(fake: FakeServer) -> None:
+    client = connect(fake, retry_timeout_s=0.5)
+    assert client.tenant == "lab"
+    fake.stop()
+    with pytest.raises(quantd.Unavailable):
+        client.stream_activations("s", activations(10))
+    client.close()
+
+
+def test_upload_resumes_where_the_server_is(fake: FakeServer) -> None:
+    fake.drop_upload_after = [0, 1, 2]
+    weight = activations(2000, 1024)
+    with connect(fake) as client:
+        client.upload_weights("j", "l", weight)
+        assert bytes(fake.weight) == weight.tobytes()
+        assert fake.upload_calls == 4
+        client.upload_weights("j", "l", weight)  # complete: nothing is sent
+    assert fake.upload_calls == 4
+
+
+def test_upload_starts_over_when_the_rest_was_of_another_matrix(fake: FakeServer) -> None:
+    weight = activations(20)
+    fake.weight += b"\1" * 100
+    with connect(fake) as client:
+        client.upload_weights("j", "l", weight)
+    assert bytes(fake.weight) == weight.tobytes()
+
+
+def test_upload_refuses_other_ranks(fake: FakeServer) -> None:
+    with connect(fake) as client, pytest.raises(quantd.InvalidArgument, match="rank 1"):
+        client.upload_weights("j", "l", np.zeros(3, np.float32))
+
+
+def test_download_continues(fake: FakeServer) -> None:
+    fake.artifact = bytes(np.random.default_rng(0).integers(0, 256, 10_500, np.uint8))
+    fake.drop_download_after = [3, 0, 1]
+    with connect(fake) as client:
+        assert client.fetch_file("j", "l") == fake.artifact
+
+
+def test_unary_calls_are_repeated_while_unavailable(fake: FakeServer) -> None:
+    fake.unavailable = 2
+    with connect(fake, token="secret") as client:
+        assert client.get_server_info().version == "test"
+    assert ("authorization", "Bearer secret") in fake.metadata
+
+
+def test_create_job_sends_everything(fake: FakeServer) -> None:
+    recipe = Recipe("int4", "wush", solver="conditional", scale_rule="gaussian-mse", group_size=64)
+    with connect(fake) as client:
+        job = client.create_job(
+            recipe,
+            [
+                LayerSpec("a", 64, 128, "bf16", statistic="s", fusion_group="qkv"),
+                LayerSpec("b", 64, 128, recipe=Recipe("fp8", granularity="block-128x128")),
+            ],
+            job_id="mine",
+        )
+        assert client.estimate_job(recipe, []).peak_bytes == 7
+    request = fake.created[0]
+    assert request.parent == "tenants/lab"
+    assert request.request_id
+    assert request.job.layers[0].statistic == "tenants/lab/statistics/s"
+    assert request.job.recipe.scale_rule == recipe_pb2.GAUSSIAN_MSE
+    assert request.job.layers[1].recipe.granularity == recipe_pb2.BLOCK_128X128
+    assert not request.job.layers[1].statistic
+    assert job.recipe == recipe
+    assert job.layers[0].fusion_group == "qkv"
+    assert fake.created[1].validate_only
+
+
+def job_in(job_state: str, **layer: Any) -> jobs_pb2.Job:
+    return jobs_pb2.Job(
+        name="tenants/lab/jobs/j",
+        state=jobs_pb2.JobState.Value(job_state),
+        layers=[jobs_pb2.Layer(layer_id="l", **layer)],
+    )
+
+
+def test_wait_survives_a_lost_connection(fake: FakeServer) -> None:
+    fake.jobs = [job_in("RUNNING"), jobs_pb2.Job(name="drop"), job_in("SUCCEEDED")]
+    with connect(fake) as client:
+        assert client.wait("j").state == "SUCCEEDED"
+
+
+def test_wait_raises_with_the_layers_error(fake: FakeServer) -> None:
+    failed = job_in("FAILED", state=jobs_pb2.LAYER_FAILED)
+    failed.layers[0].error.code = code_pb2.INVALID_ARGUMENT
+    failed.layers[0].error.message = "weight has a NaN at row 3"
+    fake.jobs = [failed, failed]
+    with connect(fake) as client:
+        with pytest.raises(quantd.JobFailed, match="NaN at row 3") as raised:
+            client.wait("j")
+        assert isinstance(raised.value.layer_errors["l"], quantd.InvalidArgument)
+        assert client.wait("j", check=False).state == "FAILED"
+
+
+def test_wait_gives_up(fake: FakeServer) -> None:
+    fake.jobs = []
+    with connect(fake, retry_timeout_s=0.3) as client, pytest.raises(quantd.Unavailable):
+        client.wait("j")
+
+
+def test_result_file_round_trip(tmp_path: Path) -> None:
+    weight = np.arange(64, dtype=np.uint8).reshape(2, 32)
+    tensors = {
+        "enc.0.q.weight_packed": weight,
+        "enc.0.q.weight_scale": np.full((2, 2), 127, np.uint8),
+        "enc.0.q.weight_global_scale": np.array([3], np.float32),
+        "enc.0.q.weight_shape": np.array([2, 64], np.int64),
+    }
+    recipe = {"format": "mxfp4", "transform": "identity", "method": "rtn", "group_size": 32}
+    (tmp_path / "result.safetensors").write_bytes(save(tensors, {"recipe": json.dumps(recipe)}))
+    (tmp_path / "report.json").write_text('{"bits_per_weight": 4.25}')
+    layer = quantd.load(tmp_path / "result.safetensors")
+    assert layer.name == "enc.0.q"
+    assert layer.shape == (2, 64)
+    assert layer.bits_per_weight == 4.25
+    assert np.allclose(layer.dequantize()[0, :6], np.array([0, 0, 0.5, 0, 1, 0]) / 3)
+
+
+def test_not_a_result_file(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}"):
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(quantd.InvalidArgument):
+            quantd.load(path)
