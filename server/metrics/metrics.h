@@ -44,7 +44,7 @@ class Metrics {
   void Rejected(absl::string_view reason);
   void StreamOpened(Traffic kind);
   void StreamClosed(Traffic kind);
-  void BytesIn(Traffic kind, int64_t bytes);   // payload, without framing
+  void BytesIn(Traffic kind, int64_t bytes);  // payload, without framing
   void BytesOut(Traffic kind, int64_t bytes);
 
   void TokensAccumulated(absl::string_view tenant, int64_t tokens);

@@ -19,6 +19,7 @@ struct BlobRef {
   std::string name;  // empty: none
   int64_t size = 0;
   std::string sha256;  // 32 bytes
+  friend bool operator==(const BlobRef&, const BlobRef&) = default;
 };
 
 enum class LayerState { kWaiting, kQueued, kRunning, kSucceeded, kFailed, kCancelled };
@@ -32,15 +33,16 @@ struct LayerRecord {
   int64_t cols = 0;
   compute::DType dtype = compute::DType::kF32;
   std::string fusion_group;
-  std::string statistic_id;          // empty: no calibration
-  compute::Recipe recipe;            // resolved
-  bool has_own_recipe = false;       // differs from the job's
+  std::string statistic_id;     // empty: no calibration
+  compute::Recipe recipe;       // resolved
+  bool has_own_recipe = false;  // differs from the job's
   LayerState state = LayerState::kWaiting;
-  absl::Status error;                // kFailed
+  absl::Status error;  // kFailed
   double device_seconds = 0.0;
-  int64_t upload_committed = 0;      // durable bytes of the staging file
-  std::string upload_staging;        // name in the blob store while incomplete; empty before begin
-  BlobRef weight;                    // once complete
+  int64_t upload_committed = 0;  // durable bytes of the staging file
+  std::string upload_staging;    // name in the blob store while incomplete; empty before begin
+  BlobRef weight;                // once complete
+  friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
 };
 
 enum class JobState { kAccepting, kQueued, kRunning, kSucceeded, kFailed, kCancelled };
@@ -73,7 +75,7 @@ struct StatisticStreamRecord {
   compute::DType dtype = compute::DType::kBF16;
   int64_t durable_seq = 0;
   int64_t tokens = 0;
-  BlobRef snapshot;                  // SecondMoment of chunks 1 .. durable_seq
+  BlobRef snapshot;  // SecondMoment of chunks 1 .. durable_seq
   // CRC-32C of the last durable chunks, ending with durable_seq (at most kRememberedCrcs): a
   // resent chunk with another CRC is refused.
   static constexpr int kRememberedCrcs = 4096;
@@ -85,9 +87,9 @@ struct StatisticRecord {
   std::string statistic_id;
   compute::MomentSpec spec;
   bool sealed = false;
-  int64_t tokens = 0;                // once sealed
-  std::string digest;                // once sealed, hex
-  BlobRef moment;                    // once sealed: the merged SecondMoment
+  int64_t tokens = 0;  // once sealed
+  std::string digest;  // once sealed, hex
+  BlobRef moment;      // once sealed: the merged SecondMoment
   absl::Time create_time;
   std::vector<StatisticStreamRecord> streams;  // by stream_id
 };
