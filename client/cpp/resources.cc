@@ -1,0 +1,67 @@
+#include "client/cpp/resources.h"
+
+namespace quantd::client {
+
+absl::string_view NameOf(JobState state) {
+  switch (state) {
+    case JobState::kUnspecified:
+      break;
+    case JobState::kAccepting:
+      return "accepting";
+    case JobState::kQueued:
+      return "queued";
+    case JobState::kRunning:
+      return "running";
+    case JobState::kSucceeded:
+      return "succeeded";
+    case JobState::kFailed:
+      return "failed";
+    case JobState::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+absl::string_view NameOf(LayerState state) {
+  switch (state) {
+    case LayerState::kUnspecified:
+      break;
+    case LayerState::kWaiting:
+      return "waiting";
+    case LayerState::kQueued:
+      return "queued";
+    case LayerState::kRunning:
+      return "running";
+    case LayerState::kSucceeded:
+      return "succeeded";
+    case LayerState::kFailed:
+      return "failed";
+    case LayerState::kCancelled:
+      return "cancelled";
+  }
+  return "unknown";
+}
+
+absl::string_view NameOf(StatisticState state) {
+  switch (state) {
+    case StatisticState::kUnspecified:
+      break;
+    case StatisticState::kOpen:
+      return "open";
+    case StatisticState::kSealed:
+      return "sealed";
+  }
+  return "unknown";
+}
+
+bool HasEnded(JobState state) {
+  return state == JobState::kSucceeded || state == JobState::kFailed ||
+         state == JobState::kCancelled;
+}
+
+bool HasEnded(LayerState state) {
+  return state == LayerState::kSucceeded || state == LayerState::kFailed ||
+         state == LayerState::kCancelled;
+}
+
+}  // namespace quantd::client

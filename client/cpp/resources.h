@@ -1,0 +1,159 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "compute/recipe/recipe.h"
+#include "compute/tensor/dtype.h"
+
+// What the server keeps, as plain values. Fields mean what the fields of the same names mean in
+// proto/quantd/v1.
+namespace quantd::client {
+
+enum class JobState {
+  kUnspecified,
+  kAccepting,
+  kQueued,
+  kRunning,
+  kSucceeded,
+  kFailed,
+  kCancelled
+};
+enum class LayerState {
+  kUnspecified,
+  kWaiting,
+  kQueued,
+  kRunning,
+  kSucceeded,
+  kFailed,
+  kCancelled
+};
+enum class StatisticState { kUnspecified, kOpen, kSealed };
+enum class MomentLayout { kFull, kBlockDiagonal };
+
+absl::string_view NameOf(JobState state);  // "running"
+absl::string_view NameOf(LayerState state);
+absl::string_view NameOf(StatisticState state);
+bool HasEnded(JobState state);
+bool HasEnded(LayerState state);
+
+// One weight matrix: the first part is what a client asks for, the second what the server tells.
+struct Layer {
+  std::string layer_id;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  compute::DType dtype = compute::DType::kF32;  // a float dtype
+  std::string fusion_group;
+  std::string statistic;  // name, or empty
+  std::optional<compute::Recipe> recipe;
+
+  std::string name;
+  LayerState state = LayerState::kUnspecified;
+  absl::Status error;
+  double progress = 0.0;
+  std::string stage;
+  double device_seconds = 0.0;
+};
+
+struct Job {
+  std::string display_name;
+  compute::Recipe recipe;
+  std::vector<Layer> layers;  // empty in lists
+
+  std::string name;
+  JobState state = JobState::kUnspecified;
+  absl::Time create_time;
+  std::optional<absl::Time> end_time;
+  int64_t finished_layers = 0;
+};
+
+struct JobEstimate {
+  int64_t peak_bytes = 0;
+  double device_seconds = 0.0;
+  int64_t output_bytes = 0;
+};
+
+struct JobUpdate {
+  Job job;
+  int64_t queue_position = 0;
+  std::optional<double> eta_seconds;
+};
+
+struct Statistic {
+  struct Stream {
+    std::string stream_id;
+    int64_t durable_seq = 0;
+    int64_t tokens = 0;
+  };
+  std::string name;
+  MomentLayout layout = MomentLayout::kFull;
+  int64_t block_size = 0;
+  int64_t cols = 0;
+  int64_t tokens = 0;
+  StatisticState state = StatisticState::kUnspecified;
+  std::vector<Stream> streams;
+  int64_t sample_rows = 0;
+  std::string digest;
+  int64_t size_bytes = 0;
+  absl::Time create_time;
+};
+
+struct UploadStatus {
+  int64_t committed_size = 0;
+  int64_t size = 0;
+  bool complete = false;
+};
+
+struct Artifact {
+  std::string name;
+  std::string layer;
+  int64_t size_bytes = 0;
+  std::string sha256;  // 32 bytes
+  absl::Time create_time;
+};
+
+struct ErrorReport {
+  std::string layer;
+  std::optional<double> relative_output_error_weight_only;
+  std::optional<double> relative_output_error_weight_and_activation;
+  std::optional<double> sqnr_db_weight_only;
+  std::optional<double> sqnr_db_weight_and_activation;
+  double bits_per_weight = 0.0;
+  std::optional<int64_t> tokens;
+  std::string outcome;
+  double device_seconds = 0.0;
+  std::string report_json;
+};
+
+struct ServerInfo {
+  struct Device {
+    std::string name;
+    std::string description;
+    int64_t memory_bytes = 0;
+    int64_t running_layers = 0;
+  };
+  struct Limits {
+    int64_t max_message_bytes = 0;
+    int64_t max_chunk_bytes = 0;
+    int64_t max_dimension = 0;
+    int64_t max_layers_per_job = 0;
+    int64_t max_jobs_per_tenant = 0;
+    int64_t max_streams_per_tenant = 0;
+    int64_t stream_credit_bytes = 0;
+    int64_t max_inline_bytes = 0;
+  };
+  std::string version;
+  std::string tenant;
+  std::vector<Device> devices;
+  std::vector<std::string> formats;  // as users write them: "mxfp4"
+  std::vector<std::string> transforms;
+  std::vector<std::string> methods;
+  Limits limits;
+};
+
+}  // namespace quantd::client
