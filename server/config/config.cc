@@ -1,0 +1,111 @@
+#include "server/config/config.h"
+
+#include <cerrno>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+#include "quantd/config/v1/server_config.pb.h"
+
+namespace quantd::server {
+namespace {
+
+constexpr size_t kMaxConfigBytes = size_t{1} << 20;
+
+// Keeps the first mistake: what follows it is often its consequence.
+class FirstMistake final : public google::protobuf::io::ErrorCollector {
+ public:
+  explicit FirstMistake(absl::string_view source) : source_(source) {}
+
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
+                const std::string& message) override {
+    if (!message_.empty()) return;
+    // Counted from 0; line -1 stands for the file as a whole.
+    message_ = line < 0 ? absl::StrCat(source_, ": ", message)
+                        : absl::StrCat(source_, ":", line + 1, ":", column + 1, ": ", message);
+  }
+
+  const std::string& message() const { return message_; }
+
+ private:
+  const std::string source_;
+  std::string message_;
+};
+
+// 0 and the empty string mean "not given": the member keeps its default.
+template <typename From, typename To>
+void TakeIfGiven(const From& given, To& member) {
+  if (given != From()) member = To(given);
+}
+
+LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
+  LimitsConfig limits;
+  TakeIfGiven(proto.max_dimension(), limits.max_dimension);
+  TakeIfGiven(proto.max_weight_bytes(), limits.max_weight_bytes);
+  TakeIfGiven(proto.max_layers_per_job(), limits.max_layers_per_job);
+  TakeIfGiven(proto.max_jobs_per_tenant(), limits.max_jobs_per_tenant);
+  TakeIfGiven(proto.max_streams_per_tenant(), limits.max_streams_per_tenant);
+  TakeIfGiven(proto.stream_credit_bytes(), limits.stream_credit_bytes);
+  TakeIfGiven(proto.max_inline_bytes(), limits.max_inline_bytes);
+  TakeIfGiven(proto.max_layer_bytes(), limits.max_layer_bytes);
+  TakeIfGiven(proto.max_statistics_per_tenant(), limits.max_statistics_per_tenant);
+  return limits;
+}
+
+ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
+  ServerConfig config;
+  TakeIfGiven(proto.listen(), config.listen);
+  TakeIfGiven(proto.metrics_listen(), config.metrics_listen);
+  TakeIfGiven(proto.data_dir(), config.data_dir);
+  config.allow_insecure_listen = proto.allow_insecure_listen();
+  for (const config::v1::TenantConfig& from : proto.tenants()) {
+    TenantConfig tenant;
+    tenant.name = from.name();
+    tenant.token_sha256 = from.token_sha256();
+    TakeIfGiven(from.weight(), tenant.weight);
+    config.tenants.push_back(std::move(tenant));
+  }
+  config.tls_certificate_file = proto.tls_certificate_file();
+  config.tls_private_key_file = proto.tls_private_key_file();
+  config.limits = LimitsFrom(proto.limits());
+  TakeIfGiven(proto.durability().commit_bytes(), config.durability.commit_bytes);
+  TakeIfGiven(proto.durability().commit_interval_ms(), config.durability.commit_interval_ms);
+  TakeIfGiven(proto.cpu_threads(), config.cpu_threads);
+  TakeIfGiven(proto.cpu_slots(), config.cpu_slots);
+  TakeIfGiven(proto.log_level(), config.log_level);
+  TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
+  return config;
+}
+
+}  // namespace
+
+absl::StatusOr<ServerConfig> ParseConfig(absl::string_view text, absl::string_view source) {
+  if (text.size() > kMaxConfigBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(source, ": expected at most ", kMaxConfigBytes, " bytes, got ", text.size()));
+  }
+  FirstMistake mistake(source);
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&mistake);
+  config::v1::ServerConfig proto;
+  if (!parser.ParseFromString(std::string(text), &proto)) {
+    return absl::InvalidArgumentError(mistake.message());
+  }
+  return ConfigFrom(proto);
+}
+
+absl::StatusOr<ServerConfig> LoadConfig(const std::string& path) {
+  errno = 0;
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file || file.bad()) {
+    return absl::ErrnoToStatus(errno == 0 ? EIO : errno, absl::StrCat("read ", path));
+  }
+  return ParseConfig(text.str(), path);
+}
+
+}  // namespace quantd::server

@@ -1,0 +1,170 @@
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "server/config/address.h"
+#include "server/config/config.h"
+
+namespace quantd::server {
+namespace {
+
+constexpr int64_t kMaxDimension = int64_t{1} << 20;
+constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
+constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+constexpr size_t kMaxNameBytes = 63;
+constexpr size_t kSha256HexDigits = 64;
+constexpr double kLargestWeight = 1e6;
+
+template <typename... Parts>
+absl::Status Refuse(absl::string_view field, const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", parts...));
+}
+
+struct Range {
+  absl::string_view field;
+  int64_t value;
+  int64_t least;
+  int64_t most;
+};
+
+absl::Status CheckRanges(const ServerConfig& config) {
+  const LimitsConfig& limits = config.limits;
+  const DurabilityConfig& durability = config.durability;
+  const Range ranges[] = {
+      {"limits.max_dimension", limits.max_dimension, 1, kMaxDimension},
+      {"limits.max_weight_bytes", limits.max_weight_bytes, 1, kMaxInt64},
+      {"limits.max_layers_per_job", limits.max_layers_per_job, 1, 1 << 16},
+      {"limits.max_jobs_per_tenant", limits.max_jobs_per_tenant, 1, 1'000'000},
+      {"limits.max_streams_per_tenant", limits.max_streams_per_tenant, 1, 1 << 16},
+      // At least one chunk of the largest size has to be in flight.
+      {"limits.stream_credit_bytes", limits.stream_credit_bytes, kMaxMessageBytes, kMaxInt64},
+      // Has to fit into a message beside its framing.
+      {"limits.max_inline_bytes", limits.max_inline_bytes, 1, kMaxMessageBytes - (64 << 10)},
+      {"limits.max_layer_bytes", limits.max_layer_bytes, 0, kMaxInt64},
+      {"limits.max_statistics_per_tenant", limits.max_statistics_per_tenant, 1, 10'000'000},
+      {"durability.commit_bytes", durability.commit_bytes, 1, int64_t{1} << 40},
+      {"durability.commit_interval_ms", durability.commit_interval_ms, 1, 3'600'000},
+      {"cpu_threads", config.cpu_threads, 0, 4096},
+      {"cpu_slots", config.cpu_slots, 1, 1024},
+      {"drain_seconds", config.drain_seconds, 0, 86'400},
+  };
+  for (const Range& range : ranges) {
+    if (range.value < range.least || range.value > range.most) {
+      const std::string expected = range.most == kMaxInt64
+                                       ? absl::StrCat("at least ", range.least)
+                                       : absl::StrCat(range.least, " to ", range.most);
+      return Refuse(range.field, "expected ", expected, ", got ", range.value);
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool IsTenantName(absl::string_view name) {
+  if (name.empty() || name.size() > kMaxNameBytes) return false;
+  for (const char c : name) {
+    if (!absl::ascii_islower(c) && !absl::ascii_isdigit(c) && c != '-') return false;
+  }
+  return true;
+}
+
+bool IsSha256Hex(absl::string_view text) {
+  if (text.size() != kSha256HexDigits) return false;
+  for (const char c : text) {
+    if (!absl::ascii_isxdigit(c)) return false;
+  }
+  return true;
+}
+
+absl::Status CheckTenants(const ServerConfig& config) {
+  std::set<std::string> names;
+  std::set<std::string> tokens;
+  for (size_t i = 0; i < config.tenants.size(); ++i) {
+    const TenantConfig& tenant = config.tenants[i];
+    const std::string field = absl::StrCat("tenants[", i, "]");
+    if (!IsTenantName(tenant.name)) {
+      return Refuse(absl::StrCat(field, ".name"), "expected [a-z0-9-]{1,63}, got '", tenant.name,
+                    "'");
+    }
+    if (!names.insert(tenant.name).second) {
+      return Refuse(absl::StrCat(field, ".name"), "'", tenant.name, "' is there twice");
+    }
+    // Never repeats the value: a token itself may stand there by mistake.
+    if (!IsSha256Hex(tenant.token_sha256)) {
+      return Refuse(absl::StrCat(field, ".token_sha256"),
+                    "expected 64 hexadecimal digits (printf %s TOKEN | sha256sum), got ",
+                    tenant.token_sha256.size(), " other characters");
+    }
+    if (!tokens.insert(absl::AsciiStrToLower(tenant.token_sha256)).second) {
+      return Refuse(absl::StrCat(field, ".token_sha256"),
+                    "another tenant has the same token; each needs its own");
+    }
+    if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
+      return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",
+                    kLargestWeight, ", got ", tenant.weight);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckExposure(const ServerConfig& config, const Address& listen) {
+  const bool has_tls = !config.tls_certificate_file.empty();
+  const bool has_credentials = !config.tenants.empty();
+  if (listen.IsLoopback() || config.allow_insecure_listen || (has_tls && has_credentials)) {
+    return absl::OkStatus();
+  }
+  absl::string_view missing = "TLS and credentials";
+  absl::string_view remedy = "tls_certificate_file, tls_private_key_file and tenants";
+  if (has_credentials) {
+    missing = "TLS";
+    remedy = "tls_certificate_file and tls_private_key_file";
+  } else if (has_tls) {
+    missing = "credentials";
+    remedy = "tenants";
+  }
+  return Refuse("listen", "'", config.listen,
+                "' can be reached from other machines, but there is no ", missing, ". Set ", remedy,
+                ", listen on 127.0.0.1, or set allow_insecure_listen if everyone who can reach the "
+                "address may use this server");
+}
+
+absl::Status CheckAddress(absl::string_view field, absl::string_view text, Address& address) {
+  auto parsed = ParseAddress(text);
+  if (!parsed.ok()) return Refuse(field, parsed.status().message());
+  address = *parsed;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Validate(const ServerConfig& config) {
+  Address listen;
+  Address metrics_listen;
+  if (auto s = CheckAddress("listen", config.listen, listen); !s.ok()) return s;
+  if (auto s = CheckAddress("metrics_listen", config.metrics_listen, metrics_listen); !s.ok()) {
+    return s;
+  }
+  if (listen.port != 0 && listen.port == metrics_listen.port &&
+      listen.host == metrics_listen.host) {
+    return Refuse("metrics_listen", "expected another address than listen's, got '",
+                  config.metrics_listen, "' for both");
+  }
+  if (config.data_dir.empty()) return Refuse("data_dir", "expected a directory, got ''");
+  if (config.tls_certificate_file.empty() != config.tls_private_key_file.empty()) {
+    const bool has_key = !config.tls_private_key_file.empty();
+    return Refuse(has_key ? "tls_certificate_file" : "tls_private_key_file",
+                  "expected a PEM file, because ",
+                  has_key ? "tls_private_key_file" : "tls_certificate_file", " is set, got ''");
+  }
+  const std::set<absl::string_view> levels = {"debug", "info", "warning", "error"};
+  if (!levels.contains(config.log_level)) {
+    return Refuse("log_level", "expected debug, info, warning or error, got '", config.log_level,
+                  "'");
+  }
+  if (auto s = CheckRanges(config); !s.ok()) return s;
+  if (auto s = CheckTenants(config); !s.ok()) return s;
+  return CheckExposure(config, listen);
+}
+
+}  // namespace quantd::server
