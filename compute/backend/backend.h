@@ -75,6 +75,8 @@ class Stream {
   virtual ~Stream() = default;
   // Waits for all work; the first error of any op of the stream.
   virtual absl::Status Synchronize() = 0;
+  // Most device memory that tensors made on this stream held at one time.
+  virtual int64_t peak_bytes() const = 0;
   absl::Status CheckCancelled() const {
     return cancel_ == nullptr ? absl::OkStatus() : cancel_->Check();
   }
@@ -83,15 +85,16 @@ class Stream {
   const CancelFlag* cancel_;
 };
 
-// Sums x x^T of streamed chunks on the device. Folds at fixed positions of the token stream,
-// whatever the chunk sizes, so the same tokens in the same order give the same bits. Relative
-// Frobenius error against float64: <= 1e-6. Used by one thread at a time.
+// Sums x x^T of streamed chunks on the device. Folds every kSliceTokens tokens, whatever the chunk
+// sizes, so the same tokens in the same order give the same bits. Relative Frobenius error against
+// float64: <= 1e-6. Used by one thread at a time.
 class MomentAccumulator {
  public:
   virtual ~MomentAccumulator() = default;
-  // `tokens` rows of spec.cols elements. NaN and Inf are refused (INVALID_ARGUMENT names row and
-  // column) and leave the sum as it was. `first_token` is the stream position of row 0 and `key`
-  // names the stream: together they seed the row sample.
+  // `tokens` >= 1 rows of spec.cols elements of a float dtype. NaN, Inf and magnitudes beyond
+  // float32's are refused (INVALID_ARGUMENT names row and column) and leave the sum as it was.
+  // `first_token` is the stream position of row 0 and `key` names the stream: together they seed
+  // the row sample.
   virtual absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
                            absl::Span<const std::byte> data) = 0;
   // The sum so far, every added token included.
@@ -109,20 +112,20 @@ struct BlockTransform {
 struct TransformProblem {
   TransformKind kind = TransformKind::kIdentity;
   Solver solver = Solver::kMarginal;
-  int64_t block_size = 32;     // B
-  double damping = 1e-2;       // l, marginal solver
-  uint64_t seed = 0;           // kRandom
-  DeviceTensor weight;         // R x C, F64
+  int64_t block_size = 32;  // B
+  double damping = 1e-2;    // l, marginal solver
+  uint64_t seed = 0;        // kRandom
+  DeviceTensor weight;      // R x C, F64
   // kWus and kWush. Marginal: C/B x B x B diagonal blocks of M. Conditional: M, C x C. F64.
   DeviceTensor second_moment;
 };
 
 struct TransformSolution {
   BlockTransform transform;
-  std::vector<double> trace;      // tr(S) of each block; empty for data-free transforms
-  double condition_max = 1.0;     // largest 2-norm condition number of a block's Tx
-  int64_t damped_blocks = 0;      // blocks that needed more damping than asked
-  double damping_max = 0.0;       // largest relative damping used
+  std::vector<double> trace;   // tr(S) of each block; empty for data-free transforms
+  double condition_max = 1.0;  // largest 2-norm condition number of a block's Tx
+  int64_t damped_blocks = 0;   // blocks that needed more damping than asked
+  double damping_max = 0.0;    // largest relative damping used
 };
 
 // A weight with its transform applied and quantized, and the values that the codes decode to.
@@ -136,12 +139,11 @@ struct QuantizedWeight {
 
 // Sums behind the error report, all measured on decoded results in float64.
 struct WeightError {
-  // tr(dW M dW^T) and tr(W M W^T), with the diagonal blocks of M only where M is block-diagonal.
-  double output_error = 0.0;
-  double output_energy = 0.0;
-  double max_abs_weight_error = 0.0;
-  std::vector<double> row_error;     // R: each row's part of output_error
-  std::vector<double> column_error;  // C: [dW M dW^T] by input column: (M dW^T dW)_ii
+  double max_abs = 0.0;      // of dW
+  double sum_squares = 0.0;  // ||dW||_F^2
+  // Empty without a second moment.
+  std::vector<double> by_row;     // R: (dW M dW^T)_rr
+  std::vector<double> by_column;  // C: (M dW^T dW)_cc
 };
 struct OutputError {
   double error = 0.0;   // ||Y - Yhat||_F^2 over the sample
@@ -164,6 +166,9 @@ class Backend {
   // RESOURCE_EXHAUSTED where device memory is short. Float dtypes are widened to F64.
   virtual absl::StatusOr<DeviceTensor> Upload(Stream& stream, const Tensor& tensor) = 0;
   virtual absl::StatusOr<Tensor> Download(Stream& stream, const DeviceTensor& tensor) = 0;
+  // Rows [first, first + rows) of a matrix.
+  virtual absl::StatusOr<DeviceTensor> SliceRows(Stream& stream, const DeviceTensor& matrix,
+                                                 int64_t first, int64_t rows) = 0;
 
   // Continues from `start` where given (its spec must equal `spec`).
   virtual absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
@@ -176,16 +181,27 @@ class Backend {
   virtual absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& format,
                                                          const BlockTransform& transform,
                                                          const DeviceTensor& weight) = 0;
-  // dW = weight - dequantized against `second_moment` (C x C or C/B x B x B).
+  // dW = weight - dequantized against `second_moment` (C x C or C/B x B x B, which stands for the
+  // matrix of these diagonal blocks). Without `dequantized` dW = weight, which gives the energies
+  // that errors are relative to.
   virtual absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                          const DeviceTensor& dequantized,
                                                          const DeviceTensor& second_moment) = 0;
-  // Y = X W^T against Yhat = Q(X Tx^T) decoded^T over the sampled tokens X (n x C).
+  // Y = X W^T, n x R: the outputs for the sampled tokens X (n x C).
+  virtual absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
+                                                      const DeviceTensor& sample) = 0;
+  // `outputs` Y against Yhat = Q(X Tx^T) decoded^T, where Q quantizes as engines quantize the
+  // activations of this format.
   virtual absl::StatusOr<OutputError> MeasureOutputError(Stream& stream, const NumberFormat& format,
                                                          const BlockTransform& transform,
-                                                         const DeviceTensor& weight,
                                                          const DeviceTensor& decoded,
-                                                         const DeviceTensor& sample) = 0;
+                                                         const DeviceTensor& sample,
+                                                         const DeviceTensor& outputs) = 0;
+  // sum_c A_cc B_cc over the columns, A = Tw Mw Tw^T with Mw = W^T W / R and B = Tx Mx Tx^T with Mx
+  // the block's second moment: what the predicted loss is proportional to (WUSH, section 3).
+  virtual absl::StatusOr<double> MeasureSpread(Stream& stream, const BlockTransform& transform,
+                                               const DeviceTensor& weight,
+                                               const DeviceTensor& block_moment) = 0;
 };
 
 }  // namespace quantd::compute

@@ -140,14 +140,9 @@ absl::StatusOr<SecondMoment> SecondMoment::FromMatrix(const MomentSpec& spec, in
   return moment;
 }
 
-void SecondMoment::SetPending(std::vector<double> rows, bool is_f64) {
-  pending_ = std::move(rows);
-  pending_is_f64_ = is_f64;
-}
-
 void SecondMoment::FoldPending() {
   AddProduct(spec_, pending_, absl::MakeSpan(sum_));
-  SetPending({}, false);
+  pending_.clear();
 }
 
 void SecondMoment::AddChunkDigest(absl::Span<const std::byte> chunk) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,7 +16,7 @@ namespace quantd::compute {
 
 // Tokens of a slice. Products are summed over one slice in the accumulator's precision and folded
 // into the float64 sum at fixed positions of the token stream, so that chunk sizes leave no trace.
-inline constexpr int64_t kSliceTokens = 512;
+inline constexpr int64_t kSliceTokens = 1024;
 
 enum class MomentLayout : uint8_t {
   kFull,           // C x C
@@ -61,12 +62,10 @@ class SecondMoment {
   RowSample& mutable_sample() { return sample_; }
   void AddTokens(int64_t tokens) { tokens_ += tokens; }
 
-  // Rows not yet in sum(), row-major, fewer than kSliceTokens. `pending_is_f64`: some of them came
-  // as F64, so that their slice is summed in float64. Counts no tokens.
+  // Rows not yet in sum(), row-major, fewer than kSliceTokens.
   int64_t pending_rows() const { return static_cast<int64_t>(pending_.size()) / spec_.cols; }
   absl::Span<const double> pending() const { return pending_; }
-  bool pending_is_f64() const { return pending_is_f64_; }
-  void SetPending(std::vector<double> rows, bool is_f64);
+  void SetPending(std::vector<double> rows) { pending_ = std::move(rows); }  // counts no tokens
   // Adds the pending rows to the sum, in float64. For a statistic that is complete.
   void FoldPending();
 
@@ -98,7 +97,6 @@ class SecondMoment {
   unsigned __int128 digest_ = 0;
   std::vector<double> sum_;
   std::vector<double> pending_;
-  bool pending_is_f64_ = false;
   RowSample sample_;
 };
 

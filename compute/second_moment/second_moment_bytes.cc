@@ -1,6 +1,7 @@
 // The durable form of a second moment; grammar in docs/formats.md.
 #include <xxhash.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -84,6 +85,11 @@ class Cursor {
   const char* at_;
 };
 
+bool FitsFloat(absl::Span<const double> values) {
+  return std::all_of(values.begin(), values.end(),
+                     [](double v) { return static_cast<double>(static_cast<float>(v)) == v; });
+}
+
 template <typename T>
 void Append(std::string& bytes, const T* from, int64_t count) {
   bytes.append(reinterpret_cast<const char*>(from), count * sizeof(T));
@@ -92,7 +98,7 @@ void Append(std::string& bytes, const T* from, int64_t count) {
 }  // namespace
 
 int64_t SecondMoment::SerializedBytes() const {
-  return BytesOf(spec_, pending_rows(), pending_is_f64_, sample_.size());
+  return BytesOf(spec_, pending_rows(), !FitsFloat(pending_), sample_.size());
 }
 
 std::string SecondMoment::Serialize() const {
@@ -100,7 +106,7 @@ std::string SecondMoment::Serialize() const {
   std::memcpy(h.magic, kMagic, sizeof(kMagic));
   h.version = kVersion;
   h.layout = static_cast<uint8_t>(spec_.layout);
-  h.pending_is_f64 = pending_is_f64_;
+  h.pending_is_f64 = !FitsFloat(pending_);
   h.block_size = spec_.block_size;
   h.cols = spec_.cols;
   h.sample_capacity = spec_.sample_rows;
@@ -112,16 +118,16 @@ std::string SecondMoment::Serialize() const {
   h.sample_rows = sample_.size();
 
   std::string bytes;
-  bytes.reserve(SerializedBytes());
+  bytes.reserve(BytesOf(spec_, h.pending_rows, h.pending_is_f64 != 0, h.sample_rows));
   Append(bytes, &h, 1);
   const int64_t width = BlockWidth(spec_);
   for (int64_t row = 0; row < spec_.cols; ++row) {
     Append(bytes, sum_.data() + row * width, row % width + 1);
   }
-  if (pending_is_f64_) {
+  if (h.pending_is_f64 != 0) {
     Append(bytes, pending_.data(), static_cast<int64_t>(pending_.size()));
   } else {
-    const std::vector<float> narrow(pending_.begin(), pending_.end());  // exact: they came as F32
+    const std::vector<float> narrow(pending_.begin(), pending_.end());
     Append(bytes, narrow.data(), static_cast<int64_t>(narrow.size()));
   }
   for (const RowSample::Row& row : sample_.rows()) {
@@ -172,7 +178,7 @@ absl::StatusOr<SecondMoment> SecondMoment::Parse(absl::string_view bytes) {
     cursor.Read(narrow.data(), static_cast<int64_t>(narrow.size()));
     pending.assign(narrow.begin(), narrow.end());
   }
-  moment->SetPending(std::move(pending), h->pending_is_f64 != 0);
+  moment->SetPending(std::move(pending));
   for (int64_t i = 0; i < h->sample_rows; ++i) {
     uint64_t priority;
     std::vector<float> values(spec.cols);

@@ -1,0 +1,63 @@
+#include "compute/backend/cpu/matrix_product.h"
+
+#include <cblas.h>
+
+namespace quantd::compute {
+namespace {
+
+blasint Int(int64_t value) { return static_cast<blasint>(value); }
+
+// OpenBLAS's own threads would fight with the pool's. Set before the first product.
+void UseOneThread() {
+  static const bool done = [] {
+    openblas_set_num_threads(1);
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
+}  // namespace
+
+void Multiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+              int64_t ldb, double* c, int64_t ldc) {
+  UseOneThread();
+  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, Int(m), Int(n), Int(k), 1.0, a, Int(lda),
+              b, Int(ldb), 0.0, c, Int(ldc));
+}
+
+void MultiplyTransposed(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda,
+                        const double* b, int64_t ldb, double* c, int64_t ldc) {
+  UseOneThread();
+  cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, Int(m), Int(n), Int(k), 1.0, a, Int(lda), b,
+              Int(ldb), 0.0, c, Int(ldc));
+}
+
+void TransposedMultiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                        const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  UseOneThread();
+  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, Int(m), Int(n), Int(k), 1.0f, a, Int(lda), b,
+              Int(ldb), beta, c, Int(ldc));
+}
+
+void TransposedMultiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda,
+                        const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  UseOneThread();
+  cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, Int(m), Int(n), Int(k), 1.0, a, Int(lda), b,
+              Int(ldb), beta, c, Int(ldc));
+}
+
+void GramLower(int64_t n, int64_t k, const float* a, int64_t lda, float beta, float* c,
+               int64_t ldc) {
+  UseOneThread();
+  cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, Int(n), Int(k), 1.0f, a, Int(lda), beta, c,
+              Int(ldc));
+}
+
+void GramLower(int64_t n, int64_t k, const double* a, int64_t lda, double beta, double* c,
+               int64_t ldc) {
+  UseOneThread();
+  cblas_dsyrk(CblasRowMajor, CblasLower, CblasTrans, Int(n), Int(k), 1.0, a, Int(lda), beta, c,
+              Int(ldc));
+}
+
+}  // namespace quantd::compute
