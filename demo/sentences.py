@@ -41,9 +41,10 @@ SLOTS: dict[str, list[str]] = {
         "more than two billion dollars", "€17.50 per hour", "some 40,000 rupees",
     ],
     "number": [
-        "three", "17", "about 250", "forty-two", "1,024", "nine out of ten", "0.05", "99.7",
-        "a dozen", "3.14159", "two thirds of the", "60,000", "seven hundred", "1e-6", "128",
+        "three", "17", "250", "forty-two", "1,024", "6", "99", "eleven", "5", "60,000",
+        "seven hundred", "128", "2,048", "ninety", "33", "4,096",
     ],
+    "quantity": ["0.05", "3.14159", "1e-6", "two thirds", "-40", "6.02e23", "the square root of 2"],
     "percent": ["2.5%", "18 percent", "a third", "0.3%", "87%", "nearly half", "150 percent"],
     "date": [
         "on 3 March 1987", "last Tuesday", "in the spring of 2019", "on New Year's Eve",
@@ -119,7 +120,7 @@ SLOTS: dict[str, list[str]] = {
     "time": ["ten minutes", "an hour and a half", "three weeks", "45 seconds", "two semesters",
              "four days", "most of the winter", "half a century"],
     "adjective": ["remarkable", "tedious", "overpriced", "brilliant", "forgettable", "unsettling",
-                  "delightful", "clumsy", "honest", "noisy", "spotless", "uneven"],
+                  "delightful", "clumsy", "sincere", "noisy", "spotless", "uneven"],
 }  # fmt: skip
 
 TEMPLATES: dict[str, list[str]] = {
@@ -177,7 +178,7 @@ TEMPLATES: dict[str, list[str]] = {
         "Why would anyone pay {money} for {food}?",
         "What is the best way to learn about {topic} without a teacher?",
         "Is it true that {animal} can survive for {time} without water?",
-        "Which is larger, {number} or {number}?",
+        "Which is larger, {quantity} or {quantity}?",
         "Did {person} mention {event} before leaving {place}?",
         "Can {system} be replaced without downtime?",
         "Where can I read more about {science}?",
@@ -196,7 +197,7 @@ TEMPLATES: dict[str, list[str]] = {
     ],
     "review": [
         "The {object} arrived {date}, looks {adjective}, and broke after {time}; two stars.",
-        "An {adjective} novel about a {job} from {place} who talks mostly about {topic}. I could"
+        "A {adjective} novel about a {job} from {place} who talks mostly about {topic}. I could"
         " not put it down, and then, around page {number}, I did.",
         "Great {food}, {adjective} service, but {money} for parking is absurd.",
         "I have owned this {object} for {time} and would buy it again, even at {money}.",
@@ -225,13 +226,8 @@ TEMPLATES: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 
-CONNECTIVES = [
-    "Meanwhile, ", "In other words, ", "That said, ", "Later that week, ", "For example, ",
-    "Even so, ", "",
-]  # fmt: skip
 
-
-def calibration_sentences(count: int = 800) -> list[str]:
+def calibration_sentences(count: int = 520) -> list[str]:
     """`count` varied English passages of one to three sentences; always the same ones."""
     generator = random.Random(SEED)
     genres = sorted(TEMPLATES)
@@ -241,9 +237,8 @@ def calibration_sentences(count: int = 800) -> list[str]:
         genre = genres[len(passages) % len(genres)]
         passage = _fill(generator, generator.choice(TEMPLATES[genre]))
         if genre != "short":
-            for _ in range(generator.choice((0, 0, 0, 1, 1, 2))):
-                following = _fill(generator, generator.choice(TEMPLATES[genre]))
-                passage += " " + generator.choice(CONNECTIVES) + following
+            for _ in range(generator.choice((0, 0, 0, 0, 1, 2))):
+                passage += " " + _fill(generator, generator.choice(TEMPLATES[genre]))
         if passage not in seen:
             seen.add(passage)
             passages.append(passage)
@@ -257,5 +252,14 @@ def held_out_sentences() -> list[str]:
 
 
 def _fill(generator: random.Random, template: str) -> str:
-    filled = re.sub(r"\{(\w+)\}", lambda slot: generator.choice(SLOTS[slot.group(1)]), template)
-    return filled[0].upper() + filled[1:]
+    """The template with every slot filled, each time with something else."""
+    used: set[str] = set()
+
+    def choose(slot: re.Match[str]) -> str:
+        choice = generator.choice([word for word in SLOTS[slot.group(1)] if word not in used])
+        used.add(choice)
+        return choice
+
+    filled = re.sub(r"\{(\w+)\}", choose, template)
+    filled = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", filled)
+    return filled[0].upper() + filled[1:] if template.startswith("{") else filled

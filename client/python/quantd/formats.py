@@ -160,7 +160,7 @@ def compute_scales(recipe: Recipe, matrix: Float64, global_scale: float | None) 
         stored = round_e4m3(amax * global_scale / E2M1_MAX)
         return np.where(amax > 0, np.maximum(stored, E4M3_SMALLEST), 0.0) / global_scale
     if recipe.format == "fp8":
-        return (amax / E4M3_MAX).astype(np.float32).astype(np.float64)
+        return np.asarray((amax / E4M3_MAX).astype(np.float32), np.float64)
     bits = _ELEMENT_BITS[recipe.format]
     if recipe.scale_rule == "gaussian-mse":
         rms = np.sqrt(np.square(groups).mean(axis=_WITHIN_CELL))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class QuantizedLayer:
         rows, cols = (int(n) for n in self._tensor("weight_shape"))
         return rows, cols
 
-    @property
+    @cached_property
     def transform(self) -> NDArray[np.float32] | None:
         """T as C/B x B x B blocks, x' = T x; None for the identity."""
         transform = self.tensors.get("input_transform")
@@ -70,7 +71,7 @@ class QuantizedLayer:
 
     def decode_weight(self) -> NDArray[np.float32]:
         """W', R x C: the decoded codes, which the transformed inputs see."""
-        return self._decode().astype(np.float32)
+        return self._decoded
 
     def dequantize(self) -> NDArray[np.float32]:
         """W' T, R x C: the matrix that the original inputs see."""
@@ -111,8 +112,12 @@ class QuantizedLayer:
         transformed = self.transform_activations(x)
         if quantize_activations:
             transformed = self.fake_quantize_activations(transformed)
-        output: NDArray[Any] = transformed @ self._decode().astype(transformed.dtype).T
+        output: NDArray[Any] = transformed @ self._decoded.astype(transformed.dtype, copy=False).T
         return output
+
+    @cached_property
+    def _decoded(self) -> NDArray[np.float32]:
+        return self._decode().astype(np.float32)
 
     def _decode(self) -> NDArray[np.float64]:
         if self.recipe.method == "watersic":

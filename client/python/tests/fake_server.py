@@ -29,11 +29,11 @@ Context = Any
 
 @dataclass
 class FakeServer(
-    calibration_pb2_grpc.CalibrationServicer,  # type: ignore[misc]
-    jobs_pb2_grpc.JobsServicer,  # type: ignore[misc]
-    results_pb2_grpc.ResultsServicer,  # type: ignore[misc]
-    server_pb2_grpc.ServerServicer,  # type: ignore[misc]
-    weights_pb2_grpc.WeightsServicer,  # type: ignore[misc]
+    calibration_pb2_grpc.CalibrationServicer,
+    jobs_pb2_grpc.JobsServicer,
+    results_pb2_grpc.ResultsServicer,
+    server_pb2_grpc.ServerServicer,
+    weights_pb2_grpc.WeightsServicer,
 ):
     """Fault plans are lists, one entry a call; a call beyond the list goes well."""
 

@@ -112,7 +112,7 @@ def test_stream_refuses_wrong_shapes_before_sending(fake: FakeServer) -> None:
         with pytest.raises(quantd.InvalidArgument, match=r"expected tokens x 8, came 3 x 9"):
             stream.send(activations(3, 9))
         with pytest.raises(quantd.InvalidArgument, match="float64, float32"):
-            stream.send(np.zeros((3, 8), np.int32))  # type: ignore[arg-type]
+            stream.send(np.zeros((3, 8), np.int32))
     assert not fake.chunks
 
 
@@ -187,29 +187,30 @@ def test_create_job_sends_everything(fake: FakeServer) -> None:
     assert fake.created[1].validate_only
 
 
-def job_in(job_state: str, **layer: Any) -> jobs_pb2.Job:
+def job_in(job_state: jobs_pb2.JobState, **layer: Any) -> jobs_pb2.Job:
     return jobs_pb2.Job(
         name="tenants/lab/jobs/j",
-        state=jobs_pb2.JobState.Value(job_state),
+        state=job_state,
         layers=[jobs_pb2.Layer(layer_id="l", **layer)],
     )
 
 
 def test_wait_survives_a_lost_connection(fake: FakeServer) -> None:
-    fake.jobs = [job_in("RUNNING"), jobs_pb2.Job(name="drop"), job_in("SUCCEEDED")]
+    fake.jobs = [job_in(jobs_pb2.RUNNING), jobs_pb2.Job(name="drop"), job_in(jobs_pb2.SUCCEEDED)]
     with connect(fake) as client:
         assert client.wait("j").state == "SUCCEEDED"
 
 
 def test_wait_raises_with_the_layers_error(fake: FakeServer) -> None:
-    failed = job_in("FAILED", state=jobs_pb2.LAYER_FAILED)
+    failed = job_in(jobs_pb2.FAILED, state=jobs_pb2.LAYER_FAILED)
     failed.layers[0].error.code = code_pb2.INVALID_ARGUMENT
     failed.layers[0].error.message = "weight has a NaN at row 3"
-    fake.jobs = [failed, failed]
+    fake.jobs = [failed]
     with connect(fake) as client:
         with pytest.raises(quantd.JobFailed, match="NaN at row 3") as raised:
             client.wait("j")
         assert isinstance(raised.value.layer_errors["l"], quantd.InvalidArgument)
+        fake.jobs = [failed]
         assert client.wait("j", check=False).state == "FAILED"
 
 
@@ -221,7 +222,7 @@ def test_wait_gives_up(fake: FakeServer) -> None:
 
 def test_result_file_round_trip(tmp_path: Path) -> None:
     weight = np.arange(64, dtype=np.uint8).reshape(2, 32)
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "enc.0.q.weight_packed": weight,
         "enc.0.q.weight_scale": np.full((2, 2), 127, np.uint8),
         "enc.0.q.weight_global_scale": np.array([3], np.float32),
