@@ -169,6 +169,19 @@ absl::Status SecondMoment::Merge(const SecondMoment& other) {
   return absl::OkStatus();
 }
 
+int64_t SecondMoment::DeadInputs() const {
+  const int64_t width = BlockWidth(spec_);
+  int64_t dead = 0;
+  for (int64_t c = 0; c < spec_.cols; ++c) {
+    bool is_dead = sum_[c * width + c % width] == 0.0;
+    for (int64_t t = 0; is_dead && t < pending_rows(); ++t) {
+      is_dead = pending_[t * spec_.cols + c] == 0.0;
+    }
+    dead += is_dead;
+  }
+  return dead;
+}
+
 absl::StatusOr<Tensor> SecondMoment::BlockDiagonalMean(int64_t block_size) const {
   if (tokens_ == 0) return absl::FailedPreconditionError("the second moment has no tokens");
   const int64_t width = BlockWidth(spec_);

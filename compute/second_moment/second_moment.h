@@ -77,6 +77,9 @@ class SecondMoment {
   // Folds what is pending on both sides. INVALID_ARGUMENT where the specs differ.
   absl::Status Merge(const SecondMoment& other);
 
+  // Columns that were 0 in every token.
+  int64_t DeadInputs() const;
+
   // M = sum / tokens, restricted to the blocks of `block_size` columns on the diagonal: C/B x B x
   // B. FAILED_PRECONDITION without tokens; INVALID_ARGUMENT where a block-diagonal sum has blocks
   // that are no multiple of `block_size`.

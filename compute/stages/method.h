@@ -1,6 +1,5 @@
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,12 +17,13 @@ absl::string_view NameOf(Outcome outcome);  // "EXACT", ...
 
 // One layer (or the stacked rows of a fusion group), resident on the backend.
 struct LayerProblem {
-  Recipe recipe;       // resolved
-  DeviceTensor weight; // R x C, F64
-  // Null where there is no calibration data. Means, F64.
+  Recipe recipe;        // resolved
+  DeviceTensor weight;  // R x C, F64
+  // Means, F64; empty where there is no calibration data.
   DeviceTensor block_moment;  // C/B x B x B
   DeviceTensor full_moment;   // C x C; empty for block-diagonal statistics
   DeviceTensor sample;        // n x C, n >= 1; empty without a sample
+  DeviceTensor outputs;       // n x R: sample times weight^T
 };
 
 struct LayerSolution {
@@ -39,10 +39,9 @@ class QuantizationMethod {
  public:
   virtual ~QuantizationMethod() = default;
   // Solves transform and codes. `stage` is told the name of each step as it begins.
-  virtual absl::StatusOr<LayerSolution> Solve(Backend& backend, Stream& stream,
-                                              const LayerProblem& problem,
-                                              absl::FunctionRef<void(absl::string_view)> stage)
-      const = 0;
+  virtual absl::StatusOr<LayerSolution> Solve(
+      Backend& backend, Stream& stream, const LayerProblem& problem,
+      absl::FunctionRef<void(absl::string_view)> stage) const = 0;
 };
 
 // UNIMPLEMENTED for a method that this build does not have.

@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "compute/stages/method.h"
 
 namespace quantd::compute {
@@ -18,8 +17,7 @@ struct ErrorReport {
   int64_t cols = 0;
   std::string recipe_json;
 
-  // tr(dW M dW^T) / tr(W M W^T). "statistic": M of the whole statistic (full, or its diagonal
-  // blocks); see weight_only_measured_on.
+  // tr(dW M dW^T) / tr(W M W^T) with M of the whole statistic: see weight_only_measured_on.
   std::optional<double> relative_output_error_weight_only;
   std::optional<double> sqnr_db_weight_only;
   std::string weight_only_measured_on;  // "full_second_moment", "block_diagonal" or ""

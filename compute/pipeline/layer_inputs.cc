@@ -1,0 +1,163 @@
+#include "compute/pipeline/layer_inputs.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace quantd::compute {
+namespace {
+
+template <typename... Parts>
+absl::Status Bad(const LayerInput& layer, const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("layer '", layer.name, "': ", parts...));
+}
+
+absl::Status CheckWeight(const LayerInput& layer) {
+  if (layer.weight == nullptr) return Bad(layer, "weight: missing");
+  const Tensor& weight = *layer.weight;
+  if (!IsFloat(weight.dtype())) {
+    return Bad(layer, "weight: expected F64, F32, F16 or BF16; got ", NameOf(weight.dtype()));
+  }
+  if (weight.shape().size() != 2) {
+    return Bad(layer, "weight: expected a matrix; got shape [", absl::StrJoin(weight.shape(), ", "),
+               "]");
+  }
+  const int64_t bad = FindNonFinite(weight.dtype(), weight.bytes().data(), weight.elements());
+  if (bad >= 0) {
+    return Bad(layer, "weight: expected finite values; got NaN or Inf in row ", bad / weight.dim(1),
+               ", column ", bad % weight.dim(1));
+  }
+  if (weight.dtype() != DType::kF64) return absl::OkStatus();
+  const absl::Span<const double> values = weight.as<double>();
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::abs(values[i]) > std::numeric_limits<float>::max()) {
+      return Bad(layer, "weight: expected magnitudes that float32 can hold; got ", values[i],
+                 " in row ", static_cast<int64_t>(i) / weight.dim(1), ", column ",
+                 static_cast<int64_t>(i) % weight.dim(1));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStatistic(const Recipe& resolved, const LayerInput& layer,
+                            const SecondMoment* statistic) {
+  const auto missing = [&](absl::string_view what) {
+    return absl::FailedPreconditionError(absl::StrCat("layer '", layer.name,
+                                                      "': ", NameOf(resolved.transform), " with ",
+                                                      NameOf(resolved.method), " needs ", what));
+  };
+  if (statistic == nullptr) {
+    return NeedsSecondMoment(resolved) ? missing("a second moment") : absl::OkStatus();
+  }
+  if (statistic->tokens() == 0) return missing("a second moment with at least one token");
+  const MomentSpec& spec = statistic->spec();
+  if (spec.cols != layer.weight->dim(1)) {
+    return Bad(layer, "second_moment: expected ", layer.weight->dim(1), " columns; got ",
+               spec.cols);
+  }
+  if (spec.layout == MomentLayout::kFull) return absl::OkStatus();
+  if (NeedsFullSecondMoment(resolved)) return missing("a full second moment");
+  if (NeedsSecondMoment(resolved) && spec.block_size % resolved.transform_block_size != 0) {
+    return Bad(layer, "second_moment: expected blocks of a multiple of transform_block_size ",
+               resolved.transform_block_size, "; got ", spec.block_size);
+  }
+  return absl::OkStatus();
+}
+
+// Layers that share scales across rows could not be split again.
+absl::Status CheckFusion(const Recipe& resolved, absl::Span<const LayerInput> layers) {
+  const int64_t cols = layers[0].weight->dim(1);
+  for (const LayerInput& layer : layers) {
+    if (layer.weight->dim(1) != cols) {
+      return Bad(layer, "weight: expected ", cols, " columns, as the other layers of its fusion ",
+                 "group; got ", layer.weight->dim(1));
+    }
+    if (layers.size() > 1 && resolved.granularity == Granularity::kBlock128 &&
+        layer.weight->dim(0) % 128 != 0) {
+      return Bad(layer, "weight: expected a multiple of 128 rows in a fusion group with ",
+                 "granularity block-128x128; got ", layer.weight->dim(0));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> layers,
+                         const SecondMoment* statistic) {
+  if (layers.empty()) return absl::InvalidArgumentError("layers: expected at least one");
+  int64_t rows = 0;
+  for (const LayerInput& layer : layers) {
+    if (absl::Status status = CheckWeight(layer); !status.ok()) return status;
+    rows += layer.weight->dim(0);
+    // The rows of the whole group have to fit, too.
+    for (const int64_t count : {layer.weight->dim(0), rows}) {
+      absl::Status status = CheckGeometry(resolved, count, layer.weight->dim(1));
+      if (!status.ok()) return Bad(layer, status.message());
+    }
+  }
+  if (absl::Status status = CheckFusion(resolved, layers); !status.ok()) return status;
+  return CheckStatistic(resolved, layers[0], statistic);
+}
+
+absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,
+                                           absl::Span<const LayerInput> layers) {
+  if (layers.size() == 1) return backend.Upload(stream, *layers[0].weight);
+  int64_t rows = 0;
+  for (const LayerInput& layer : layers) rows += layer.weight->dim(0);
+  absl::StatusOr<Tensor> stacked = Tensor::Create(DType::kF64, {rows, layers[0].weight->dim(1)});
+  if (!stacked.ok()) return stacked.status();
+  double* to = stacked->as<double>().data();
+  for (const LayerInput& layer : layers) {
+    const Tensor& weight = *layer.weight;
+    ConvertToDouble(weight.dtype(), weight.bytes().data(), weight.elements(), to);
+    to += weight.elements();
+  }
+  return backend.Upload(stream, *stacked);
+}
+
+absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& stream,
+                                                      const Recipe& resolved,
+                                                      const SecondMoment& statistic) {
+  CalibrationOnDevice calibration;
+  const auto upload = [&](absl::StatusOr<Tensor> tensor, DeviceTensor& to) -> absl::Status {
+    if (!tensor.ok()) return tensor.status();
+    absl::StatusOr<DeviceTensor> uploaded = backend.Upload(stream, *tensor);
+    if (!uploaded.ok()) return uploaded.status();
+    to = *std::move(uploaded);
+    return absl::OkStatus();
+  };
+  absl::Status status;
+  const bool full = statistic.spec().layout == MomentLayout::kFull;
+  const int64_t own_width = full ? statistic.spec().cols : statistic.spec().block_size;
+  if (full) {
+    status = upload(statistic.FullMean(), calibration.full_moment);
+    calibration.moment = calibration.full_moment;
+  } else {
+    status = upload(statistic.BlockDiagonalMean(own_width), calibration.moment);
+  }
+  if (!status.ok()) return status;
+  // Without a data-aware transform the blocks serve the predicted loss alone and may not fit.
+  if (own_width % resolved.transform_block_size == 0) {
+    status = upload(statistic.BlockDiagonalMean(resolved.transform_block_size),
+                    calibration.block_moment);
+    if (!status.ok()) return status;
+  }
+  const RowSample& sample = statistic.sample();
+  if (sample.size() == 0) return calibration;
+  absl::StatusOr<Tensor> rows = Tensor::Create(DType::kF32, {sample.size(), sample.cols()});
+  if (rows.ok()) {
+    float* to = rows->as<float>().data();
+    for (const RowSample::Row& row : sample.rows()) {
+      to = std::copy(row.values.begin(), row.values.end(), to);
+    }
+  }
+  status = upload(std::move(rows), calibration.sample);
+  if (!status.ok()) return status;
+  return calibration;
+}
+
+}  // namespace quantd::compute

@@ -1,0 +1,48 @@
+#pragma once
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compute/backend/backend.h"
+#include "compute/stages/method.h"
+#include "compute/stages/report.h"
+
+namespace quantd::compute {
+
+// What the results for one layer are measured against. Without calibration data the moments, the
+// sample and the outputs are empty and the figures that need them stay unset.
+struct Reference {
+  DeviceTensor weight;         // R x C
+  DeviceTensor moment;         // the whole statistic's mean: C x C, or C/b x b x b
+  DeviceTensor block_moment;   // C/B x B x B, for the predicted loss
+  DeviceTensor sample;         // n x C
+  DeviceTensor outputs;        // n x R
+  double output_energy = 0.0;  // tr(W M W^T)
+  double weight_energy = 0.0;  // ||W||_F^2
+};
+absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, DeviceTensor weight,
+                                           const LayerProblem& problem, DeviceTensor moment);
+
+// One layer's part of a solution.
+struct Candidate {
+  BlockTransform transform;
+  DeviceTensor dequantized;  // R x C
+  DeviceTensor decoded;      // R x C
+};
+
+// Both relative errors of a baseline, without its gains.
+absl::StatusOr<ErrorReport::Baseline> MeasureBaseline(Backend& backend, Stream& stream,
+                                                      const NumberFormat& format,
+                                                      const Reference& reference,
+                                                      const Candidate& candidate);
+
+// Fills in every error figure of the report but the baselines. `block_size` is that of the worst
+// blocks.
+absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat& format,
+                           const Reference& reference, const Candidate& candidate,
+                           int64_t block_size, ErrorReport& report);
+
+// Expected squared relative rounding error E[eta^2] of a floating-point format (WUSH, section 3):
+// eta = (1 + ln2 2^-b xi) (1 + ln2 2^-s xi') - 1, xi and xi' uniform on +-1/2.
+double ExpectedSquaredEta(int element_mantissa_bits, int scale_mantissa_bits);
+
+}  // namespace quantd::compute

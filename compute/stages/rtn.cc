@@ -1,0 +1,90 @@
+#include "compute/stages/rtn.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+namespace quantd::compute {
+namespace {
+
+// Half a decade apart: the error is flat enough in between. On equal errors the smaller one wins.
+constexpr double kDampingCandidates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1};
+
+bool IsDataAware(TransformKind kind) {
+  return kind == TransformKind::kWus || kind == TransformKind::kWush;
+}
+
+absl::StatusOr<LayerSolution> SolveWith(Backend& backend, Stream& stream,
+                                        const LayerProblem& problem, const NumberFormat& format,
+                                        double damping,
+                                        absl::FunctionRef<void(absl::string_view)> stage) {
+  const Recipe& recipe = problem.recipe;
+  stage("transform");
+  absl::StatusOr<TransformSolution> transform = backend.SolveTransforms(
+      stream, {.kind = recipe.transform,
+               .solver = recipe.solver,
+               .block_size = recipe.transform_block_size,
+               .damping = damping,
+               .seed = recipe.seed,
+               .weight = problem.weight,
+               .second_moment = recipe.solver == Solver::kConditional ? problem.full_moment
+                                                                      : problem.block_moment});
+  if (!transform.ok()) return transform.status();
+  stage("quantize");
+  absl::StatusOr<QuantizedWeight> quantized =
+      backend.RoundToNearest(stream, format, transform->transform, problem.weight);
+  if (!quantized.ok()) return quantized.status();
+
+  LayerSolution solution;
+  solution.damping = transform->damping_max;
+  solution.retries = transform->damped_blocks;
+  solution.outcome = transform->damped_blocks > 0 ? Outcome::kDamped : Outcome::kExact;
+  solution.transform = *std::move(transform);
+  solution.quantized = *std::move(quantized);
+  return solution;
+}
+
+absl::StatusOr<LayerSolution> SearchDamping(Backend& backend, Stream& stream,
+                                            const LayerProblem& problem, const NumberFormat& format,
+                                            absl::FunctionRef<void(absl::string_view)> stage) {
+  std::optional<LayerSolution> best;
+  double least = 0.0;
+  for (const double damping : kDampingCandidates) {
+    absl::StatusOr<LayerSolution> solution =
+        SolveWith(backend, stream, problem, format, damping, stage);
+    if (!solution.ok()) return solution.status();
+    absl::StatusOr<OutputError> error =
+        backend.MeasureOutputError(stream, format, solution->transform.transform,
+                                   solution->quantized.decoded, problem.sample, problem.outputs);
+    if (!error.ok()) return error.status();
+    if (!best.has_value() || error->error < least) {
+      least = error->error;
+      best = *std::move(solution);
+    }
+  }
+  return *std::move(best);
+}
+
+class Rtn final : public QuantizationMethod {
+ public:
+  absl::StatusOr<LayerSolution> Solve(
+      Backend& backend, Stream& stream, const LayerProblem& problem,
+      absl::FunctionRef<void(absl::string_view)> stage) const override {
+    const Recipe& recipe = problem.recipe;
+    const auto format = NumberFormat::Create(recipe, problem.weight.dim(1));
+    const bool searches = IsDataAware(recipe.transform) && recipe.solver == Solver::kMarginal &&
+                          !recipe.damping.has_value() && !problem.sample.empty();
+    if (searches) return SearchDamping(backend, stream, problem, *format, stage);
+    return SolveWith(backend, stream, problem, *format,
+                     recipe.damping.value_or(kDampingWithoutSample), stage);
+  }
+};
+
+}  // namespace
+
+const QuantizationMethod& RtnMethod() {
+  static const Rtn method;
+  return method;
+}
+
+}  // namespace quantd::compute
