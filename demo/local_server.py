@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -66,44 +66,34 @@ def start(timeout_s: float = 20.0) -> Server:
     """
     binary = find_binary()
     data_directory = Path(tempfile.mkdtemp(prefix="quantd-demo-"))
-    address, metrics_address = _free_addresses()
     log = data_directory / "quantd.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 binary,
-                f"--listen={address}",
-                f"--metrics_listen={metrics_address}",
+                "--listen=127.0.0.1:0",
+                "--metrics_listen=127.0.0.1:0",
                 f"--data_dir={data_directory / 'data'}",
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A Ctrl-C is for the demo, which then stops the server itself.
-            start_new_session=True,
+            start_new_session=True,  # a Ctrl-C is for the demo, which then stops the server
         )
-    server = Server(address, metrics_address, data_directory, log, process)
     deadline = time.monotonic() + timeout_s
-    while not _accepts(address):
+    while (listening := _listening(log)) is None:
         if process.poll() is not None or time.monotonic() > deadline:
-            server.stop()
+            process.kill()
             last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise RuntimeError(f"{binary} did not start:\n{last_lines}")
         time.sleep(0.02)
-    return server
+    return Server(listening["address"], listening["metrics_address"], data_directory, log, process)
 
 
-def _free_addresses() -> tuple[str, str]:
-    with socket.socket() as first, socket.socket() as second:
-        for listener in (first, second):
-            listener.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
-    return f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
-
-
-def _accepts(address: str) -> bool:
-    host, port = address.split(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
+def _listening(log: Path) -> dict[str, str] | None:
+    """The log's entry that names the ports which the system chose."""
+    for line in log.read_text(errors="replace").splitlines(keepends=True):
+        if '"listening"' in line and line.endswith("\n"):
+            entry: dict[str, str] = json.loads(line)
+            if entry.get("event") == "listening":
+                return entry
+    return None

@@ -191,7 +191,8 @@ class Encoder:
 def softmax(x: Array) -> Array:
     """Over the last axis."""
     exponentials: Array = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials
 
 
 def gelu(x: Array) -> Array:
