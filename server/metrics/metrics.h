@@ -73,6 +73,15 @@ class Metrics {
   // Everything in Prometheus text format, as a scrape sees it.
   std::string Text();
 
+  struct Definition {
+    std::string name;
+    std::string type;  // "counter", "gauge" or "histogram"
+    std::vector<std::string> labels;
+    std::string help;
+  };
+  // What there is, whether it has samples yet or not.
+  const std::vector<Definition>& definitions() const;
+
  private:
   friend class MetricsEndpoint;
   struct State;
