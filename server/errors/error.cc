@@ -39,6 +39,15 @@ absl::Status InvalidField(absl::string_view field, const absl::Status& cause) {
   return InvalidField(field, cause.message());
 }
 
+absl::Status InvalidFieldWithin(absl::string_view parent, const absl::Status& cause) {
+  const absl::string_view message = cause.message();
+  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_");
+  if (end == 0 || end == message.npos || message.substr(end, 2) != ": ") {
+    return InvalidField(parent, cause);
+  }
+  return InvalidField(absl::StrCat(parent, ".", message.substr(0, end)), message.substr(end + 2));
+}
+
 absl::Status FailedPrecondition(absl::string_view type, absl::string_view subject,
                                 absl::string_view description) {
   absl::Status status = Error(absl::StatusCode::kFailedPrecondition, type,

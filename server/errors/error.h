@@ -19,6 +19,9 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
                           absl::string_view reason = "INVALID_FIELD");
 // The same from an error of a lower layer, whose message becomes the description.
 absl::Status InvalidField(absl::string_view field, const absl::Status& cause);
+// The same where the lower layer checked a whole message and names the field itself, in front of its
+// message: "group_size: expected ..." within "recipe" is an error of "recipe.group_size".
+absl::Status InvalidFieldWithin(absl::string_view parent, const absl::Status& cause);
 
 // FAILED_PRECONDITION: `type` (UPPER_SNAKE, also the reason) must change for `subject` first.
 absl::Status FailedPrecondition(absl::string_view type, absl::string_view subject,

@@ -49,11 +49,11 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   const std::string recipe_field =
       layer.has_own_recipe ? Field(index, "recipe") : std::string("job.recipe");
   const absl::StatusOr<compute::Recipe> resolved = compute::ResolveRecipe(layer.recipe);
-  if (!resolved.ok()) return InvalidField(recipe_field, resolved.status());
+  if (!resolved.ok()) return InvalidFieldWithin(recipe_field, resolved.status());
   layer.recipe = *resolved;
   if (absl::Status s = backend.Supports(layer.recipe); !s.ok()) return Annotate(s, recipe_field);
   if (absl::Status s = compute::CheckGeometry(layer.recipe, layer.rows, layer.cols); !s.ok()) {
-    return InvalidField(Field(index, "cols"), s);
+    return InvalidFieldWithin(absl::StrCat("job.layers[", index, "]"), s);
   }
   if (compute::NeedsSecondMoment(layer.recipe) && layer.statistic_id.empty()) {
     return InvalidField(Field(index, "statistic"),
