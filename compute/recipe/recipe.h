@@ -32,15 +32,15 @@ struct Recipe {
   TransformKind transform = TransformKind::kIdentity;
   Method method = Method::kRtn;
   Solver solver = Solver::kMarginal;
-  std::optional<ScaleRule> scale_rule;
-  std::optional<Granularity> granularity;
+  std::optional<ScaleRule> scale_rule = std::nullopt;
+  std::optional<Granularity> granularity = std::nullopt;
   // Columns that share a scale: 32 for MXFP4, 16 for NVFP4, 16..256 for INT. 0: the default. Read
   // with Granularity::kGroup only.
   int64_t group_size = 0;
   // Columns of one transform block B. 0: the group size, or 32 where scales span a row or block.
   int64_t transform_block_size = 0;
   // Relative damping l of the marginal solver. Unset: `auto`, picked per layer.
-  std::optional<double> damping;
+  std::optional<double> damping = std::nullopt;
   uint64_t seed = 0;
   double rate_bits = 0;  // WaterSIC
 
