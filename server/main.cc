@@ -1,0 +1,382 @@
+// quantd: reads the configuration, wires the parts together, serves until SIGTERM or SIGINT.
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "compute/backend/registry.h"
+#include "server/auth/authenticator.h"
+#include "server/config/address.h"
+#include "server/config/config.h"
+#include "server/ingest/statistics.h"
+#include "server/ingest/weight_uploads.h"
+#include "server/jobs/job_engine.h"
+#include "server/log/log.h"
+#include "server/metrics/metrics.h"
+#include "server/service/calibration_service.h"
+#include "server/service/jobs_service.h"
+#include "server/service/quantize_service.h"
+#include "server/service/results_service.h"
+#include "server/service/server_service.h"
+#include "server/service/weights_service.h"
+#include "server/store/data_directory.h"
+#include "server/store/local_blob_store.h"
+#include "server/store/sqlite_job_store.h"
+
+namespace quantd::server {
+namespace {
+
+struct Flags {
+  std::string config_file;
+  std::string listen;
+  std::string metrics_listen;
+  std::string data_dir;
+  std::string log_level;
+  int cpu_threads = 0;
+  bool allow_insecure_listen = false;
+};
+
+absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
+  ServerConfig config;
+  if (!flags.config_file.empty()) {
+    absl::StatusOr<ServerConfig> loaded = LoadConfig(flags.config_file);
+    if (!loaded.ok()) return loaded.status();
+    config = std::move(*loaded);
+  }
+  const auto override_with = [](std::string& field, const std::string& flag) {
+    if (!flag.empty()) field = flag;
+  };
+  override_with(config.listen, flags.listen);
+  override_with(config.metrics_listen, flags.metrics_listen);
+  override_with(config.data_dir, flags.data_dir);
+  override_with(config.log_level, flags.log_level);
+  if (flags.cpu_threads > 0) config.cpu_threads = flags.cpu_threads;
+  config.allow_insecure_listen |= flags.allow_insecure_listen;
+  if (absl::Status status = Validate(config); !status.ok()) return status;
+  return config;
+}
+
+// A listener that has run out of descriptors never recovers (CVE-2023-4785).
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  std::ostringstream content;
+  content << file.rdbuf();
+  return content.str();
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const ServerConfig& config) {
+  if (config.tls_certificate_file.empty()) return grpc::InsecureServerCredentials();
+  absl::StatusOr<std::string> certificate = ReadFile(config.tls_certificate_file);
+  if (!certificate.ok()) return certificate.status();
+  absl::StatusOr<std::string> key = ReadFile(config.tls_private_key_file);
+  if (!key.ok()) return key.status();
+  grpc::SslServerCredentialsOptions options;
+  options.pem_key_cert_pairs.push_back({*key, *certificate});
+  return grpc::SslServerCredentials(options);
+}
+
+absl::StatusOr<std::unique_ptr<Authenticator>> MakeAuthenticator(const ServerConfig& config) {
+  if (config.tenants.empty()) return AcceptEveryone();
+  std::vector<TokenHash> tokens;
+  for (const TenantConfig& tenant : config.tenants) {
+    tokens.push_back({tenant.name, tenant.token_sha256});
+  }
+  return AcceptTokens(tokens);
+}
+
+std::unique_ptr<Metrics> MakeMetrics(const ServerConfig& config,
+                                     const std::vector<compute::Backend*>& backends) {
+  Metrics::Options options;
+  options.version = QUANTD_VERSION;
+  std::set<std::string> kinds;
+  for (const compute::Backend* backend : backends) {
+    const std::string name = backend->Describe().name;
+    kinds.insert(name.substr(0, name.find(':')));
+  }
+  options.backends.clear();
+  for (const std::string& kind : kinds) {
+    absl::StrAppend(&options.backends, options.backends.empty() ? "" : ",", kind);
+  }
+  for (const TenantConfig& tenant : config.tenants) options.tenants.push_back(tenant.name);
+  if (config.tenants.empty()) options.tenants.push_back("default");
+  return std::make_unique<Metrics>(std::move(options));
+}
+
+JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Backend& backend) {
+  JobEngine::Options options;
+  options.cpu_slots = config.cpu_slots;
+  options.max_jobs_per_tenant = config.limits.max_jobs_per_tenant;
+  options.limits.max_dimension = config.limits.max_dimension;
+  options.limits.max_weight_bytes = config.limits.max_weight_bytes;
+  options.limits.max_layers_per_job = config.limits.max_layers_per_job;
+  options.limits.max_layer_bytes = config.limits.max_layer_bytes > 0
+                                       ? config.limits.max_layer_bytes
+                                       : backend.Describe().memory_bytes / 4 * 3;
+  for (const TenantConfig& tenant : config.tenants) {
+    options.tenant_weights[tenant.name] = tenant.weight;
+  }
+  return options;
+}
+
+StatisticsOptions MakeStatisticsOptions(const ServerConfig& config) {
+  StatisticsOptions options;
+  options.commit.bytes = config.durability.commit_bytes;
+  options.commit.interval = absl::Milliseconds(config.durability.commit_interval_ms);
+  options.max_statistics_per_tenant = config.limits.max_statistics_per_tenant;
+  options.max_streams_per_tenant = config.limits.max_streams_per_tenant;
+  options.max_moment_bytes = config.limits.max_weight_bytes;
+  return options;
+}
+
+JobEvents EventsFor(Metrics& metrics) {
+  const auto job_name = [](const WorkItem& item) {
+    return absl::StrCat("tenants/", item.tenant, "/jobs/", item.job_id);
+  };
+  JobEvents events;
+  events.started = [&metrics, job_name](const WorkItem& item, absl::Duration wait) {
+    metrics.QueueWait(absl::ToDoubleSeconds(wait));
+    Log(LogLevel::kDebug, "layers_started", {{"job", job_name(item)}, {"group", item.group}});
+  };
+  events.succeeded = [&metrics, job_name](const WorkItem& item,
+                                          const compute::ErrorReport& report) {
+    double seconds = 0.0;
+    for (const auto& [stage, spent] : report.seconds) {
+      metrics.StageFinished(stage, spent);
+      seconds += spent;
+    }
+    const auto recipe = compute::RecipeFromJson(report.recipe_json);
+    if (recipe.ok()) {
+      metrics.LayerFinished(item.tenant, compute::NameOf(recipe->method),
+                            compute::NameOf(recipe->format), "succeeded", seconds);
+    }
+    Log(LogLevel::kInfo, "layer_succeeded",
+        {{"job", job_name(item)},
+         {"layer", report.layer},
+         {"outcome", std::string(compute::NameOf(report.outcome))},
+         {"seconds", seconds}});
+  };
+  events.failed = [&metrics, job_name](const WorkItem& item, const absl::Status& status) {
+    metrics.LayerFinished(item.tenant, "", "", absl::IsCancelled(status) ? "cancelled" : "failed",
+                          0.0);
+    Log(absl::IsCancelled(status) ? LogLevel::kInfo : LogLevel::kError, "layers_failed",
+        {{"job", job_name(item)}, {"group", item.group}, {"error", status.ToString()}});
+  };
+  events.used = [&metrics](const WorkItem& item, double seconds) {
+    metrics.DeviceSeconds(item.tenant, seconds);
+  };
+  return events;
+}
+
+void RefreshGauges(Metrics& metrics, const JobEngine& engine) {
+  std::map<std::string, int> waiting;
+  for (const auto& [tenant, load] : engine.Loads()) waiting[tenant] = load.waiting;
+  metrics.SetQueueDepth(waiting);
+  std::map<std::string, int> running;
+  const std::vector<int> busy = engine.RunningBySlot();
+  for (size_t slot = 0; slot < busy.size(); ++slot) {
+    running[engine.slots()[slot].device] += busy[slot];
+  }
+  for (const auto& [device, count] : running) metrics.SetRunningLayers(device, count);
+}
+
+// What a crash left between a blob's rename and its record's commit.
+absl::Status DeleteOrphans(JobStore& jobs, BlobStore& blobs) {
+  absl::StatusOr<std::vector<std::string>> referenced = jobs.ReferencedBlobs();
+  if (!referenced.ok()) return referenced.status();
+  const std::set<std::string> keep(referenced->begin(), referenced->end());
+  absl::StatusOr<std::vector<std::string>> present = blobs.List();
+  if (!present.ok()) return present.status();
+  int64_t deleted = 0;
+  for (const std::string& name : *present) {
+    if (keep.contains(name)) continue;
+    if (absl::Status status = blobs.Delete(name); !status.ok()) return status;
+    ++deleted;
+  }
+  if (deleted > 0) Log(LogLevel::kInfo, "orphans_deleted", {{"blobs", deleted}});
+  return absl::OkStatus();
+}
+
+void SetServerOptions(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(static_cast<int>(kMaxMessageBytes));
+  // A few bytes on the wire must not become many in memory.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1000);
+  // Two servers on one port would share its connections: refuse instead.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Finds out about clients that went without a word, so that their streams are free again.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+}
+
+absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
+  absl::StatusOr<std::unique_ptr<DataDirectory>> directory = DataDirectory::Open(config.data_dir);
+  if (!directory.ok()) return directory.status();
+  absl::StatusOr<std::unique_ptr<JobStore>> jobs =
+      OpenSqliteJobStore((*directory)->database_path());
+  if (!jobs.ok()) return jobs.status();
+  absl::StatusOr<std::unique_ptr<BlobStore>> blobs =
+      OpenLocalBlobStore((*directory)->blob_directory());
+  if (!blobs.ok()) return blobs.status();
+  if (absl::Status status = DeleteOrphans(**jobs, **blobs); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator = MakeAuthenticator(config);
+  if (!authenticator.ok()) return authenticator.status();
+  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials = Credentials(config);
+  if (!credentials.ok()) return credentials.status();
+
+  const std::vector<std::unique_ptr<compute::Backend>> owned_backends =
+      compute::OpenBackends({.cpu_threads = config.cpu_threads});
+  std::vector<compute::Backend*> backends;
+  for (const auto& backend : owned_backends) backends.push_back(backend.get());
+
+  const std::unique_ptr<Metrics> metrics = MakeMetrics(config, backends);
+  Executor executor(static_cast<int>(std::max(4u, 2 * std::thread::hardware_concurrency())));
+  std::unique_ptr<JobEngine> engine;  // set before anything calls it
+  Statistics statistics(**jobs, **blobs, *backends.front(), executor,
+                        MakeStatisticsOptions(config),
+                        [&engine](const std::string& tenant, const std::string& statistic) {
+                          engine->StatisticSealed(tenant, statistic);
+                        });
+  engine = std::make_unique<JobEngine>(
+      **jobs, **blobs, backends, EngineOptions(config, *backends.front()),
+      [&statistics](const std::string& tenant, const std::string& statistic) {
+        return statistics.Load(tenant, statistic);
+      },
+      EventsFor(*metrics));
+  WeightUploads uploads(
+      **jobs, **blobs, config.limits.max_weight_bytes,
+      [&engine](const LayerKey& key) { engine->WeightCompleted(key.tenant, key.job); });
+  metrics->OnScrape([&engine](Metrics& m) { RefreshGauges(m, *engine); });
+
+  const CallEnvironment environment{**authenticator, *metrics, executor};
+  std::vector<std::unique_ptr<grpc::Service>> services;
+  services.push_back(NewJobsService(environment, *engine, **jobs));
+  services.push_back(NewWeightsService(environment, uploads));
+  services.push_back(NewCalibrationService(environment, statistics, **jobs,
+                                           config.limits.stream_credit_bytes));
+  services.push_back(NewResultsService(environment, **jobs, **blobs));
+  services.push_back(
+      NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
+  services.push_back(
+      NewServerService(environment, QUANTD_VERSION, backends, config.limits, *engine));
+
+  absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics_endpoint =
+      MetricsEndpoint::Serve(*metrics, config.metrics_listen);
+  if (!metrics_endpoint.ok()) return metrics_endpoint.status();
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  SetServerOptions(builder);
+  int port = 0;
+  builder.AddListeningPort(config.listen, *credentials, &port);
+  for (const auto& service : services) builder.RegisterService(service.get());
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("listen: cannot bind ", config.listen, "; is another server using it?"));
+  }
+  if (absl::Status status = engine->Start(); !status.ok()) return status;
+  server->GetHealthCheckService()->SetServingStatus(true);
+  metrics->SetServing(true);
+
+  const auto with_port = [](const std::string& address, int actual) {
+    Address parsed = ParseAddress(address).value_or(Address{});
+    parsed.port = actual;
+    return parsed.ToString();
+  };
+  Log(LogLevel::kInfo, "listening",
+      {{"address", with_port(config.listen, port)},
+       {"metrics_address", with_port(config.metrics_listen, (*metrics_endpoint)->port())},
+       {"data_dir", config.data_dir},
+       {"device", backends.front()->Describe().description},
+       {"version", std::string(QUANTD_VERSION)}});
+
+  int signal = 0;
+  sigwait(&stop_signals, &signal);
+  Log(LogLevel::kInfo, "draining", {{"signal", int64_t{signal}}});
+  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
+  server->GetHealthCheckService()->SetServingStatus(false);
+  metrics->SetServing(false);
+  statistics.Drain();
+  engine->Drain(deadline);
+  // Streams that are still open are ended; what they were acknowledged is durable.
+  server->Shutdown(absl::ToChronoTime(std::min(deadline, absl::Now() + absl::Seconds(2))));
+  Log(LogLevel::kInfo, "stopped");
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Flags flags;
+  CLI::App app{
+      "quantd quantizes the layers of large language models as a gRPC service.\n"
+      "Flags override the configuration file; every option of the file is described in\n"
+      "proto/quantd/config/v1/server_config.proto."};
+  app.set_version_flag("--version", QUANTD_VERSION);
+  app.add_option("--config", flags.config_file, "configuration, protobuf text format");
+  app.add_option("--listen", flags.listen, "HOST:PORT of the gRPC endpoint [127.0.0.1:7741]");
+  app.add_option("--metrics_listen,--metrics-listen", flags.metrics_listen,
+                 "HOST:PORT of the Prometheus endpoint [127.0.0.1:7742]");
+  app.add_option("--data_dir,--data-dir", flags.data_dir,
+                 "directory of the database and the blobs [./data]");
+  app.add_option("--log_level,--log-level", flags.log_level, "debug, info, warning or error [info]");
+  app.add_option("--cpu_threads,--cpu-threads", flags.cpu_threads,
+                 "threads of the CPU backend [one a core]");
+  app.add_flag("--allow_insecure_listen,--allow-insecure-listen", flags.allow_insecure_listen,
+               "accept connections without TLS or credentials from other machines");
+  CLI11_PARSE(app, argc, argv);
+
+  const absl::StatusOr<ServerConfig> config = Configure(flags);
+  if (!config.ok()) {
+    std::cerr << "quantd: " << config.status().message() << "\n";
+    return 2;
+  }
+  if (absl::Status status = ConfigureLog(config->log_level); !status.ok()) {
+    std::cerr << "quantd: " << status.message() << "\n";
+    return 2;
+  }
+  // Blocked before any thread starts, so that sigwait is the one who gets them.
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptorLimit();
+
+  const absl::Status status = Serve(*config, stop_signals);
+  if (!status.ok()) {
+    Log(LogLevel::kError, "failed", {{"error", status.ToString()}});
+    std::cerr << "quantd: " << status.message() << "\n";
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace quantd::server
+
+int main(int argc, char** argv) { return quantd::server::Main(argc, argv); }

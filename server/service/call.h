@@ -1,0 +1,142 @@
+#pragma once
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "server/auth/authenticator.h"
+#include "server/ingest/strand.h"
+#include "server/metrics/metrics.h"
+#include "server/service/grpc_status.h"
+
+// What every call does, whatever it is about: say who calls, leave gRPC's threads, count, convert the
+// outcome.
+namespace quantd::server {
+
+// Shared by all services; outlives them.
+struct CallEnvironment {
+  const Authenticator& authenticator;
+  Metrics& metrics;
+  Executor& executor;
+};
+
+// One call's bookkeeping. Finish exactly once.
+class Call {
+ public:
+  Call(const CallEnvironment& environment, grpc::CallbackServerContext* context,
+       absl::string_view method);
+  // The caller's tenant, or UNAUTHENTICATED.
+  const absl::StatusOr<std::string>& tenant() const { return tenant_; }
+  // Counts the outcome, logs what is the server's fault and returns what to send.
+  grpc::Status Finish(const absl::Status& status);
+  const CallEnvironment& environment() const { return environment_; }
+  const std::string& method() const { return method_; }
+
+ private:
+  const CallEnvironment& environment_;
+  const std::string method_;  // "quantd.v1.Jobs/CreateJob"
+  const absl::Time started_ = absl::Now();
+  absl::StatusOr<std::string> tenant_;
+};
+
+// A unary call: `handle(tenant)` runs on the executor; request and response live until it is done.
+template <typename Handler>
+grpc::ServerUnaryReactor* RunUnary(const CallEnvironment& environment,
+                                   grpc::CallbackServerContext* context, absl::string_view method,
+                                   Handler handle) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  environment.executor.Post([call = Call(environment, context, method), reactor,
+                             handle = std::move(handle)]() mutable {
+    const absl::Status status = call.tenant().ok() ? handle(*call.tenant()) : call.tenant().status();
+    reactor->Finish(call.Finish(status));
+  });
+  return reactor;
+}
+
+// A server stream whose messages come from `next`, one after the other on the executor: true and a
+// message, false at the end, or an error.
+template <typename Response>
+class StreamOut : public grpc::ServerWriteReactor<Response> {
+ public:
+  using Next = std::function<absl::StatusOr<bool>(Response&)>;
+  StreamOut(Call call, absl::StatusOr<Next> next) : call_(std::move(call)), next_(std::move(next)) {
+    Continue();
+  }
+
+ private:
+  void Continue() {
+    call_.environment().executor.Post([this] {
+      if (!next_.ok()) return this->Finish(call_.Finish(next_.status()));
+      response_.Clear();
+      const absl::StatusOr<bool> more = (*next_)(response_);
+      if (!more.ok() || !*more) return this->Finish(call_.Finish(more.status()));
+      this->StartWrite(&response_);
+    });
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok) return Continue();
+    this->Finish(call_.Finish(absl::CancelledError("the client has gone")));
+  }
+  void OnDone() override { delete this; }
+
+  Call call_;
+  absl::StatusOr<Next> next_;
+  Response response_;
+};
+
+// What a client stream is given to. Called one message at a time, on the executor.
+template <typename Request, typename Response>
+class StreamConsumer {
+ public:
+  virtual ~StreamConsumer() = default;
+  virtual absl::Status OnMessage(Request& request) = 0;
+  // The client has closed its side.
+  virtual absl::Status OnEnd(Response& response) = 0;
+};
+
+// A client stream: reads a message, has it consumed, reads the next. The client is slowed down to
+// what the consumer takes.
+template <typename Request, typename Response>
+class StreamIn : public grpc::ServerReadReactor<Request> {
+ public:
+  using Consumer = StreamConsumer<Request, Response>;
+  StreamIn(Call call, std::unique_ptr<Consumer> consumer, Response* response)
+      : call_(std::move(call)), consumer_(std::move(consumer)), response_(response) {
+    if (call_.tenant().ok()) {
+      this->StartRead(&request_);
+    } else {
+      End(call_.tenant().status());
+    }
+  }
+
+ private:
+  void OnReadDone(bool ok) override {
+    call_.environment().executor.Post([this, ok] {
+      const absl::Status status =
+          ok ? consumer_->OnMessage(request_) : consumer_->OnEnd(*response_);
+      if (ok && status.ok()) return this->StartRead(&request_);
+      End(status);
+    });
+  }
+  // The consumer lets go of what it holds before the client learns the outcome, so that the
+  // client's next call finds it free.
+  void End(const absl::Status& status) {
+    consumer_.reset();
+    this->Finish(call_.Finish(status));
+  }
+  void OnDone() override { delete this; }
+
+  Call call_;
+  std::unique_ptr<Consumer> consumer_;
+  Response* response_;
+  Request request_;
+};
+
+}  // namespace quantd::server

@@ -1,0 +1,149 @@
+#include "server/service/jobs_service.h"
+
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "quantd/v1/jobs.grpc.pb.h"
+#include "server/errors/error.h"
+#include "server/service/messages.h"
+#include "server/service/resource_name.h"
+#include "server/service/watch_job.h"
+
+namespace quantd::server {
+namespace {
+
+std::string RandomJobId() {
+  static thread_local std::mt19937_64 random{std::random_device{}()};
+  return absl::StrFormat("job-%013x", random() >> 12);
+}
+
+absl::StatusOr<std::string> ChooseJobId(const std::string& requested) {
+  if (requested.empty()) return RandomJobId();
+  if (absl::Status s = CheckId("job_id", requested, 63); !s.ok()) return s;
+  return requested;
+}
+
+class JobsService final : public v1::Jobs::CallbackService {
+ public:
+  JobsService(const CallEnvironment& environment, JobEngine& engine, JobStore& jobs)
+      : environment_(environment), engine_(engine), jobs_(jobs) {}
+
+  grpc::ServerUnaryReactor* CreateJob(grpc::CallbackServerContext* context,
+                                      const v1::CreateJobRequest* request,
+                                      v1::CreateJobResponse* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/CreateJob",
+                    [=, this](const std::string& tenant) {
+                      return Create(tenant, *request, *response);
+                    });
+  }
+
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context,
+                                   const v1::GetJobRequest* request, v1::Job* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/GetJob",
+                    [=, this](const std::string& tenant) -> absl::Status {
+                      const auto name = ParseJobName("name", request->name(), tenant);
+                      if (!name.ok()) return name.status();
+                      const auto view = engine_.Get(tenant, name->first);
+                      if (!view.ok()) return view.status();
+                      *response = ToProto(*view);
+                      return absl::OkStatus();
+                    });
+  }
+
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
+                                     const v1::ListJobsRequest* request,
+                                     v1::ListJobsResponse* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/ListJobs",
+                    [=, this](const std::string& tenant) -> absl::Status {
+                      if (auto s = CheckParent("parent", request->parent(), tenant); !s.ok()) {
+                        return s;
+                      }
+                      const auto size = PageSize(request->page_size());
+                      if (!size.ok()) return size.status();
+                      const auto page = jobs_.ListJobs(tenant, *size, request->page_token());
+                      if (absl::IsInvalidArgument(page.status())) {
+                        return InvalidField("page_token", page.status());
+                      }
+                      if (!page.ok()) return page.status();
+                      for (const JobRecord& job : page->items) *response->add_jobs() = ToProto(job);
+                      response->set_next_page_token(page->next_token);
+                      return absl::OkStatus();
+                    });
+  }
+
+  grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
+                                      const v1::CancelJobRequest* request,
+                                      v1::Job* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/CancelJob",
+                    [=, this](const std::string& tenant) -> absl::Status {
+                      const auto name = ParseJobName("name", request->name(), tenant);
+                      if (!name.ok()) return name.status();
+                      const auto job = engine_.Cancel(tenant, name->first);
+                      if (!job.ok()) return job.status();
+                      *response = ToProto(*job);
+                      return absl::OkStatus();
+                    });
+  }
+
+  grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context,
+                                      const v1::DeleteJobRequest* request,
+                                      google::protobuf::Empty*) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/DeleteJob",
+                    [=, this](const std::string& tenant) -> absl::Status {
+                      const auto name = ParseJobName("name", request->name(), tenant);
+                      if (!name.ok()) return name.status();
+                      return engine_.Delete(tenant, name->first);
+                    });
+  }
+
+  grpc::ServerWriteReactor<v1::WatchJobResponse>* WatchJob(
+      grpc::CallbackServerContext* context, const v1::WatchJobRequest* request) override {
+    return NewWatchJobReactor(Call(environment_, context, "quantd.v1.Jobs/WatchJob"), engine_,
+                              request->name());
+  }
+
+ private:
+  absl::Status Create(const std::string& tenant, const v1::CreateJobRequest& request,
+                      v1::CreateJobResponse& response) {
+    if (auto s = CheckParent("parent", request.parent(), tenant); !s.ok()) return s;
+    if (request.request_id().size() > 64) {
+      return InvalidField("request_id", absl::StrCat("expected at most 64 bytes, got ",
+                                                     request.request_id().size()));
+    }
+    absl::StatusOr<std::string> id = ChooseJobId(request.job_id());
+    if (!id.ok()) return id.status();
+    absl::StatusOr<JobRecord> job = FromProto(request.job(), tenant);
+    if (!job.ok()) return job.status();
+    job->job_id = std::move(*id);
+    job->request_id = request.request_id();
+    job->create_time = absl::Now();
+    const absl::StatusOr<JobEstimate> estimate = engine_.Validate(*job);
+    if (!estimate.ok()) return estimate.status();
+    response.mutable_estimate()->set_peak_bytes(estimate->peak_bytes);
+    response.mutable_estimate()->set_device_seconds(estimate->device_seconds);
+    response.mutable_estimate()->set_output_bytes(estimate->output_bytes);
+    if (!request.validate_only()) {
+      job = engine_.Create(std::move(*job));
+      if (!job.ok()) return job.status();
+    }
+    *response.mutable_job() = ToProto(*job);
+    return absl::OkStatus();
+  }
+
+  const CallEnvironment& environment_;
+  JobEngine& engine_;
+  JobStore& jobs_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewJobsService(const CallEnvironment& environment, JobEngine& engine,
+                                              JobStore& jobs) {
+  return std::make_unique<JobsService>(environment, engine, jobs);
+}
+
+}  // namespace quantd::server

@@ -1,0 +1,42 @@
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "compute/backend/backend.h"
+#include "compute/recipe/recipe.h"
+#include "quantd/v1/calibration.pb.h"
+#include "quantd/v1/jobs.pb.h"
+#include "quantd/v1/results.pb.h"
+#include "server/jobs/job_engine.h"
+#include "server/store/records.h"
+
+// Messages to domain values and back. The From functions check what the message alone can tell and
+// return INVALID_ARGUMENT for a field below `field`.
+namespace quantd::server {
+
+absl::StatusOr<compute::DType> FromProto(absl::string_view field, v1::DType dtype);
+v1::DType ToProto(compute::DType dtype);
+
+absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Recipe& recipe);
+v1::Recipe ToProto(const compute::Recipe& recipe);
+
+// The tenant, id and times are the caller's to set.
+absl::StatusOr<JobRecord> FromProto(const v1::Job& job, absl::string_view tenant);
+v1::Job ToProto(const JobView& view);
+v1::Job ToProto(const JobRecord& job);
+
+v1::Statistic ToProto(const StatisticRecord& statistic);
+absl::StatusOr<compute::MomentSpec> MomentSpecFromProto(v1::MomentLayout layout, int32_t block_size,
+                                                        int64_t cols, int64_t sample_rows,
+                                                        uint64_t sample_seed);
+v1::MomentLayout ToProto(compute::MomentLayout layout);
+
+v1::Artifact ToProto(const ArtifactRecord& artifact, absl::string_view tenant,
+                     absl::string_view job);
+// From the JSON document of a report. DATA_LOSS where it cannot be read.
+absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& json);
+
+// The default where it is 0; INVALID_ARGUMENT for a negative size; capped at 1000.
+absl::StatusOr<int> PageSize(int32_t requested);
+
+}  // namespace quantd::server

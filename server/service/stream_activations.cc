@@ -1,0 +1,246 @@
+#include "server/service/stream_activations.h"
+
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "server/errors/error.h"
+#include "server/service/messages.h"
+#include "server/service/resource_name.h"
+
+namespace quantd::server {
+namespace {
+
+absl::StatusOr<Statistics::Declaration> ToDeclaration(const v1::ActivationHeader& header,
+                                                      const std::string& tenant) {
+  const auto name = ParseStatisticName("header.statistic", header.statistic(), tenant);
+  if (!name.ok()) return name.status();
+  if (absl::Status s = CheckId("header.stream_id", header.stream_id(), 64); !s.ok()) return s;
+  const auto dtype = FromProto("header.dtype", header.dtype());
+  if (!dtype.ok()) return dtype.status();
+  if (header.kind() != v1::STATISTIC_KIND_UNSPECIFIED && header.kind() != v1::SECOND_MOMENT) {
+    return Error(absl::StatusCode::kUnimplemented, "KIND_NOT_SUPPORTED",
+                 absl::StrCat("header.kind: this server accumulates SECOND_MOMENT, got ",
+                              v1::StatisticKind_IsValid(header.kind())
+                                  ? v1::StatisticKind_Name(header.kind())
+                                  : absl::StrCat(static_cast<int>(header.kind()))));
+  }
+  constexpr int kDefaultSampleRows = 512;
+  const auto spec = MomentSpecFromProto(
+      header.layout(), header.block_size(), header.cols(),
+      header.has_sample_rows() ? header.sample_rows() : kDefaultSampleRows, header.sample_seed());
+  if (!spec.ok()) return spec.status();
+  return Statistics::Declaration{name->tenant, name->first, header.stream_id(), *dtype, *spec};
+}
+
+class StreamActivationsReactor final
+    : public grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>,
+      public std::enable_shared_from_this<StreamActivationsReactor> {
+ public:
+  StreamActivationsReactor(Call call, Statistics& statistics, int64_t credit_bytes)
+      : call_(std::move(call)), statistics_(statistics), credit_bytes_(credit_bytes) {}
+
+  void Begin() {
+    self_ = shared_from_this();
+    metrics().StreamOpened(Traffic::kActivations);
+    if (!call_.tenant().ok()) return End(call_.tenant().status());
+    StartRead(&request_);
+  }
+
+ private:
+  Metrics& metrics() { return call_.environment().metrics; }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return ReadingEnded();
+    switch (request_.message_case()) {
+      case v1::StreamActivationsRequest::kHeader:
+        // Opening reads the store: not on this thread.
+        call_.environment().executor.Post([self = shared_from_this()] { self->OnHeader(); });
+        return;
+      case v1::StreamActivationsRequest::kChunk:
+        return OnChunk(*request_.mutable_chunk());
+      case v1::StreamActivationsRequest::kFlush:
+        if (stream_ == nullptr) return End(InvalidField("flush", "expected a header first"));
+        stream_->Flush();
+        StartRead(&request_);
+        return;
+      default:
+        End(InvalidField("message", "expected header, chunk or flush, got none"));
+    }
+  }
+
+  void OnHeader() {
+    if (stream_ != nullptr) {
+      return End(InvalidField("header", "expected one header, as the first message"));
+    }
+    auto declaration = ToDeclaration(request_.header(), *call_.tenant());
+    if (!declaration.ok()) return End(declaration.status());
+    auto stream = statistics_.Open(*declaration);
+    if (!stream.ok()) return End(stream.status());
+    {
+      absl::MutexLock lock(&mutex_);
+      declaration_ = std::move(*declaration);
+      stream_ = std::move(*stream);
+      if (ending_) {  // the client went while the store was read
+        statistics_.Close(*declaration_);
+        return;
+      }
+    }
+    const std::weak_ptr<StreamActivationsReactor> weak = weak_from_this();
+    const auto with_self = [weak](auto call) {
+      if (const auto self = weak.lock(); self != nullptr) call(*self);
+    };
+    stream_->SetListener({
+        .progressed = [with_self](const ActivationAck& ack) {
+          with_self([&](auto& self) { self.Acknowledge(ack); });
+        },
+        .failed = [with_self](const absl::Status& status) {
+          with_self([&](auto& self) { self.End(status); });
+        },
+        .drained = [with_self] { with_self([](auto& self) { self.ResumeReading(); }); },
+        .committed = [with_self, tenant = declaration_->tenant](int64_t tokens,
+                                                                absl::Duration latency) {
+          with_self([&](auto& self) {
+            self.metrics().TokensAccumulated(tenant, tokens);
+            self.metrics().ChunkDurable(absl::ToDoubleSeconds(latency));
+          });
+        },
+    });
+    Acknowledge({stream_->durable_seq(), stream_->durable_seq()});
+    StartRead(&request_);
+  }
+
+  void OnChunk(v1::ActivationChunk& message) {
+    if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
+    if (message.token_weights_size() > 0 || !message.paired_data().empty()) {
+      return End(InvalidField(message.token_weights_size() > 0 ? "chunk.token_weights"
+                                                               : "chunk.paired_data",
+                              "expected none for a statistic of kind SECOND_MOMENT"));
+    }
+    metrics().BytesIn(Traffic::kActivations, static_cast<int64_t>(message.data().size()));
+    ActivationChunk chunk;
+    chunk.seq = message.seq();
+    chunk.rows = message.rows();
+    chunk.crc32c = message.crc32c();
+    chunk.data = std::move(*message.mutable_data());
+    if (absl::Status s = stream_->Push(std::move(chunk)); !s.ok()) return End(s);
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stream_->queued_bytes() >= credit_bytes_) {
+        paused_ = true;
+        return;
+      }
+    }
+    StartRead(&request_);
+  }
+
+  void ResumeReading() {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!paused_ || ending_ || stream_->queued_bytes() >= credit_bytes_) return;
+      paused_ = false;
+    }
+    StartRead(&request_);
+  }
+
+  // The client closed its side, or is gone.
+  void ReadingEnded() {
+    End(stream_ == nullptr ? InvalidField("header", "expected a header before the end of the stream")
+                           : absl::OkStatus());
+  }
+
+  void OnCancel() override { End(absl::CancelledError("the client has gone")); }
+
+  // Makes what was accepted durable, lets the next writer in, then tells the client.
+  void End(const absl::Status& status) {
+    std::shared_ptr<ActivationStream> stream;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (ending_) return;
+      ending_ = true;
+      stream = stream_;
+    }
+    if (stream == nullptr) return Close(status);
+    stream->Finish([self = shared_from_this(), status](const absl::Status& finished) {
+      self->statistics_.Close(*self->declaration_);
+      self->Close(status.ok() ? finished : status);
+    });
+  }
+
+  void Close(const absl::Status& status) {
+    const auto keep = shared_from_this();  // past the lock: Finish may end in OnDone
+    absl::MutexLock lock(&mutex_);
+    final_status_ = status;
+    FinishIfWrittenLocked();
+  }
+
+  void Acknowledge(const ActivationAck& ack) {
+    absl::MutexLock lock(&mutex_);
+    latest_.set_received_seq(ack.received_seq);
+    latest_.set_durable_seq(ack.durable_seq);
+    latest_.set_credit_bytes(credit_bytes_);
+    unsent_ = true;
+    WriteLocked();
+  }
+
+  void WriteLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (writing_ || !unsent_ || finished_) return;
+    unsent_ = false;
+    writing_ = true;
+    response_ = latest_;
+    StartWrite(&response_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    const auto keep = shared_from_this();
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    if (ok) WriteLocked();
+    FinishIfWrittenLocked();
+  }
+
+  void FinishIfWrittenLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!final_status_.has_value() || writing_ || finished_) return;
+    finished_ = true;
+    metrics().StreamClosed(Traffic::kActivations);
+    Finish(call_.Finish(*final_status_));
+  }
+
+  void OnDone() override { self_.reset(); }
+
+  Call call_;
+  Statistics& statistics_;
+  const int64_t credit_bytes_;
+  std::shared_ptr<StreamActivationsReactor> self_;  // until gRPC is done with it
+
+  // Of the reading side: one read at a time is under way. The stream and its declaration are set
+  // once, under the mutex, because End may come from elsewhere.
+  v1::StreamActivationsRequest request_;
+  std::optional<Statistics::Declaration> declaration_;
+  std::shared_ptr<ActivationStream> stream_;
+
+  absl::Mutex mutex_;
+  bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool unsent_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  v1::StreamActivationsResponse latest_ ABSL_GUARDED_BY(mutex_);
+  v1::StreamActivationsResponse response_ ABSL_GUARDED_BY(mutex_);
+  std::optional<absl::Status> final_status_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>*
+NewStreamActivationsReactor(Call call, Statistics& statistics, int64_t credit_bytes) {
+  auto reactor =
+      std::make_shared<StreamActivationsReactor>(std::move(call), statistics, credit_bytes);
+  reactor->Begin();
+  return reactor.get();
+}
+
+}  // namespace quantd::server
