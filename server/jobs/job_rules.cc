@@ -53,7 +53,7 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   layer.recipe = *resolved;
   if (absl::Status s = backend.Supports(layer.recipe); !s.ok()) return Annotate(s, recipe_field);
   if (absl::Status s = compute::CheckGeometry(layer.recipe, layer.rows, layer.cols); !s.ok()) {
-    return InvalidFieldWithin(absl::StrCat("job.layers[", index, "]"), s);
+    return InvalidField(Field(index, "cols"), s);
   }
   if (compute::NeedsSecondMoment(layer.recipe) && layer.statistic_id.empty()) {
     return InvalidField(Field(index, "statistic"),
