@@ -21,10 +21,10 @@ struct BlockTransformProblem {
   uint64_t seed = 0;        // kRandom
   int64_t rows = 0;         // R
   int64_t cols = 0;         // C
-  absl::Span<const double> weight;  // R x C, finite; read by kWus and kWush
+  absl::Span<const double> weight = {};  // R x C, finite; read by kWus and kWush
   // E[x x^T], finite; read by kWus and kWush, lower triangles only. Marginal: its C/B x B x B
   // diagonal blocks. Conditional: C x C.
-  absl::Span<const double> second_moment;
+  absl::Span<const double> second_moment = {};
 };
 
 // A stack of C/B transforms of B x B, row-major: x' = tx x, w' = tw w.
