@@ -1,0 +1,358 @@
+// quantctl: quantizes a layer through a quantd server, and looks at what a server does.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <iostream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "client/cli/dequantize.h"
+#include "client/cli/inspect.h"
+#include "client/cli/interrupt.h"
+#include "client/cli/quantize.h"
+#include "client/cli/terminal.h"
+#include "client/cpp/client.h"
+#include "compute/recipe/recipe.h"
+
+namespace quantd::cli {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kUsage = 2;
+
+constexpr const char* kExamples = R"(Examples:
+  quantctl quantize --weights layer.safetensors --activations inputs.safetensors \
+      --format mxfp4 --transform wush --out result
+  quantctl dequantize --in result/result.safetensors --out result/dequantized.safetensors
+  quantctl --server gpu-box:7741 --token $TOKEN --tls jobs
+
+Options may be written with - or _ between words. With --json, lists have one object a line.
+Exit status: 0 success, 1 the server or the operation failed, 2 wrong usage.)";
+
+constexpr const char* kQuantizeExamples = R"(Examples:
+  # 4-bit floats with the data-aware transform, calibrated on captured layer inputs
+  quantctl quantize --weights layer.safetensors --activations inputs.safetensors \
+      --format nvfp4 --transform wush --out result
+  # the same from a second moment E[x x^T] that was computed elsewhere
+  quantctl quantize --weights layer.safetensors --second_moment moment.safetensors --tokens 20000 \
+      --format int4 --group_size 64 --transform wush --solver conditional --out result
+  # no data needed
+  quantctl quantize --weights model.safetensors --tensor model.layers.0.mlp.up_proj.weight \
+      --format fp8 --out result)";
+
+// What the command line says.
+struct Arguments {
+  client::ConnectOptions server;
+  Output output;
+  QuantizeOptions quantize;
+  std::string job;
+  std::string layer;
+  std::string in;
+  std::string out;
+};
+
+// "--scale-rule" reads as "--scale_rule".
+std::vector<std::string> NormalizedArguments(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  for (std::string& argument : arguments) {
+    if (argument == "--") break;
+    if (argument.rfind("--", 0) != 0) continue;
+    const auto end = std::find(argument.begin(), argument.end(), '=');
+    std::replace(argument.begin() + 2, end, '-', '_');
+  }
+  std::reverse(arguments.begin(), arguments.end());  // the order that CLI11 takes
+  return arguments;
+}
+
+// An option whose value is one of the names that `parse` knows.
+template <typename Value, typename Target>
+CLI::Option* AddNamed(CLI::App* command, const std::string& option, Target* target,
+                      absl::StatusOr<Value> (*parse)(absl::string_view), const std::string& help) {
+  return command
+      ->add_option_function<std::string>(
+          option,
+          [option, target, parse](std::string text) {
+            std::replace(text.begin(), text.end(), '_', '-');
+            const absl::StatusOr<Value> value = parse(text);
+            if (!value.ok()) {
+              throw CLI::ValidationError(option, std::string(value.status().message()));
+            }
+            *target = *value;
+          },
+          help)
+      ->type_name("NAME");
+}
+
+void AddServerOptions(CLI::App* app, Arguments* arguments) {
+  client::ConnectOptions& server = arguments->server;
+  server.address = "127.0.0.1:7741";
+  app->add_option("--server", server.address, "Address of the server")
+      ->envname("QUANTD_SERVER")
+      ->type_name("HOST:PORT")
+      ->capture_default_str();
+  app->add_option("--token", server.token, "Bearer token")
+      ->envname("QUANTD_TOKEN")
+      ->type_name("TOKEN");
+  app->add_flag("--tls", server.tls, "Use TLS with the system's certificate authorities");
+  app->add_option("--tls_ca", server.ca_file, "Use TLS with the certificate authorities of a file")
+      ->check(CLI::ExistingFile)
+      ->type_name("PEM");
+  app->add_option("--tls_cert", server.certificate_file, "Client certificate for mutual TLS")
+      ->check(CLI::ExistingFile)
+      ->type_name("PEM");
+  app->add_option("--tls_key", server.key_file, "Key of the client certificate")
+      ->check(CLI::ExistingFile)
+      ->type_name("PEM");
+  app->add_option_function<double>(
+         "--retry_for", [&server](double seconds) { server.retry_for = absl::Seconds(seconds); },
+         "Seconds to keep trying while the server is away in the middle of work (default 60)")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("SECONDS");
+  app->add_flag("-q,--quiet", arguments->output.quiet, "Print errors only");
+  app->add_flag("--json", arguments->output.json, "Print results as JSON");
+}
+
+void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
+  const char* group = "Recipe";
+  AddNamed(command, "--format", &recipe->format, compute::ParseFormat,
+           "mxfp4, nvfp4, int4, int8 or fp8")
+      ->required()
+      ->group(group);
+  AddNamed(command, "--transform", &recipe->transform, compute::ParseTransform,
+           "identity (default), hadamard, random, wus or wush")
+      ->group(group);
+  AddNamed(command, "--method", &recipe->method, compute::ParseMethod, "rtn (default)")
+      ->group(group);
+  AddNamed(command, "--solver", &recipe->solver, compute::ParseSolver,
+           "Of wus and wush: marginal (default) or conditional")
+      ->group(group);
+  AddNamed(command, "--scale_rule", &recipe->scale_rule, compute::ParseScaleRule,
+           "How scales are chosen; the default and the choice depend on the format: ocp, noclip "
+           "(mxfp4); amax, mse (nvfp4); absmax, compressed-tensors, gaussian-mse (int4, int8)")
+      ->group(group);
+  AddNamed(command, "--granularity", &recipe->granularity, compute::ParseGranularity,
+           "What shares a scale: group, row or block-128x128")
+      ->group(group);
+  command->add_option("--group_size", recipe->group_size, "Columns that share a scale (int4, int8)")
+      ->type_name("N")
+      ->group(group);
+  command
+      ->add_option("--transform_block_size", recipe->transform_block_size,
+                   "Columns of one transform block; the group size if not given")
+      ->type_name("N")
+      ->group(group);
+  command
+      ->add_option_function<double>(
+          "--damping", [recipe](double value) { recipe->damping = value; },
+          "Relative damping of the marginal solver; picked by measured error if not given")
+      ->type_name("X")
+      ->group(group);
+  command->add_option("--seed", recipe->seed, "Seed of the random transform")
+      ->type_name("N")
+      ->group(group);
+  command->add_option("--rate_bits", recipe->rate_bits, "Bits a weight, for method watersic")
+      ->type_name("X")
+      ->group(group);
+}
+
+void AddInputOptions(CLI::App* command, QuantizeOptions* options) {
+  const char* group = "Input";
+  command->add_option("--weights", options->weights, "The layer's weight, rows x columns")
+      ->required()
+      ->check(CLI::ExistingFile)
+      ->type_name("SAFETENSORS")
+      ->group(group);
+  command
+      ->add_option("--tensor", options->tensor,
+                   "Name of the weight; `weight`, or the only tensor, if not given")
+      ->type_name("NAME")
+      ->group(group);
+  auto* activations =
+      command
+          ->add_option("--activations", options->activations,
+                       "The layer's inputs, tokens x columns (tensor `activations`)")
+          ->check(CLI::ExistingFile)
+          ->type_name("SAFETENSORS")
+          ->group(group);
+  auto* moment = command
+                     ->add_option("--second_moment", options->second_moment,
+                                  "E[x x^T], columns x columns (tensor `second_moment`)")
+                     ->check(CLI::ExistingFile)
+                     ->type_name("SAFETENSORS")
+                     ->group(group)
+                     ->excludes(activations);
+  command->add_option("--activations_tensor", options->activations_tensor, "Its name")
+      ->needs(activations)
+      ->type_name("NAME")
+      ->group(group);
+  command->add_option("--second_moment_tensor", options->second_moment_tensor, "Its name")
+      ->needs(moment)
+      ->type_name("NAME")
+      ->group(group);
+  command->add_option("--tokens", options->tokens, "Tokens that the second moment stands for")
+      ->needs(moment)
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->group(group)
+      ->capture_default_str();
+  command
+      ->add_option("--statistic", options->statistic,
+                   "Alone: calibrate on this sealed statistic of the server. With --activations "
+                   "or --second_moment: keep the data under this name")
+      ->type_name("NAME")
+      ->group(group);
+  command
+      ->add_option_function<int64_t>(
+          "--sample_rows", [options](int64_t rows) { options->sample_rows = rows; },
+          "Tokens kept for measuring activation errors")
+      ->needs(activations)
+      ->type_name("N")
+      ->group(group);
+  command
+      ->add_flag("--block_diagonal", options->block_diagonal,
+                 "Accumulate only the diagonal blocks of the second moment: less memory, enough "
+                 "for the marginal solver")
+      ->needs(activations)
+      ->group(group);
+}
+
+// What the options mean together.
+void CheckQuantize(const QuantizeOptions& options) {
+  const bool calibrated =
+      !options.activations.empty() || !options.second_moment.empty() || !options.statistic.empty();
+  const absl::StatusOr<compute::Recipe> recipe = compute::ResolveRecipe(options.recipe);
+  if (!recipe.ok()) {
+    throw CLI::ValidationError(std::string(recipe.status().message()));
+  }
+  if (compute::NeedsSecondMoment(*recipe) && !calibrated) {
+    throw CLI::ValidationError(
+        "--transform", std::string(compute::NameOf(recipe->transform)) +
+                           " needs calibration data: give --activations, --second_moment or "
+                           "--statistic");
+  }
+}
+
+using Command = std::function<absl::Status()>;
+
+// A command that takes a connection.
+void AddClientCommand(CLI::App* command, const Arguments* arguments, Command* chosen,
+                      std::function<absl::Status(client::Client&)> run) {
+  command->callback([arguments, chosen, run = std::move(run)] {
+    *chosen = [arguments, run]() -> absl::Status {
+      auto client = client::Client::Connect(arguments->server);
+      if (!client.ok()) return client.status();
+      return run(**client);
+    };
+  });
+}
+
+void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
+  QuantizeOptions* options = &arguments->quantize;
+  CLI::App* command = app->add_subcommand("quantize", "Quantize one layer");
+  AddInputOptions(command, options);
+  AddRecipeOptions(command, &options->recipe);
+  command
+      ->add_option("--out", options->out,
+                   "Folder for result.safetensors and report.json; made if missing")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("--job", options->job_id, "Id of the job; the server picks one if not given")
+      ->type_name("ID");
+  command->add_flag("--keep,!--delete", options->keep,
+                    "Keep (default) or delete the job and its statistic on the server once the "
+                    "results are saved");
+  command->footer(kQuantizeExamples);
+  command->callback([arguments, options, chosen] {
+    CheckQuantize(*options);
+    *chosen = [arguments, options] {
+      return Quantize(arguments->server, *options, arguments->output);
+    };
+  });
+}
+
+void AddDequantize(CLI::App* app, Arguments* arguments, Command* chosen) {
+  CLI::App* command =
+      app->add_subcommand("dequantize", "Decode a result into the weights it stands for");
+  command->add_option("--in", arguments->in, "result.safetensors")
+      ->required()
+      ->check(CLI::ExistingFile)
+      ->type_name("SAFETENSORS");
+  command->add_option("--out", arguments->out, "File to write: tensor `weight`, F32")
+      ->required()
+      ->type_name("SAFETENSORS");
+  command->callback([arguments, chosen] {
+    *chosen = [arguments] { return Dequantize(arguments->in, arguments->out); };
+  });
+}
+
+void AddInspection(CLI::App* app, Arguments* arguments, Command* chosen) {
+  const auto add = [&](const std::string& name, const std::string& help, auto run) {
+    CLI::App* command = app->add_subcommand(name, help);
+    AddClientCommand(command, arguments, chosen, run);
+    return command;
+  };
+  const auto with_job = [&](CLI::App* command) {
+    command->add_option("JOB", arguments->job, "Id or full name of the job")->required();
+    return command;
+  };
+  add("info", "What the server is and can do",
+      [=](client::Client& client) { return ShowInfo(client, arguments->output); });
+  add("jobs", "List the jobs, newest first",
+      [=](client::Client& client) { return ShowJobs(client, arguments->output); });
+  add("statistics", "List the calibration statistics",
+      [=](client::Client& client) { return ShowStatistics(client, arguments->output); });
+  with_job(add("watch", "Follow a job until it has ended", [=](client::Client& client) {
+    return WatchJob(client, arguments->job, arguments->output);
+  }));
+  with_job(add("cancel", "Stop a job", [=](client::Client& client) {
+    return CancelJob(client, arguments->job, arguments->output);
+  }));
+  with_job(add("delete", "Delete a job with its results", [=](client::Client& client) {
+    return DeleteJob(client, arguments->job, arguments->output);
+  }));
+  with_job(add("report", "Show the error reports of a job",
+               [=](client::Client& client) {
+                 return ShowReports(client, arguments->job, arguments->layer, arguments->output);
+               }))
+      ->add_option("--layer", arguments->layer, "Only this layer")
+      ->type_name("ID");
+}
+
+int Main(int argc, char** argv) {
+  HandleInterrupts();
+  Arguments arguments;
+  Command chosen;
+  CLI::App app("Quantizes the layers of language models on a quantd server", "quantctl");
+  app.set_version_flag("--version", QUANTD_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();  // --server and the like may stand behind the command, too
+  app.footer(kExamples);
+  AddServerOptions(&app, &arguments);
+  AddQuantize(&app, &arguments, &chosen);
+  AddDequantize(&app, &arguments, &chosen);
+  AddInspection(&app, &arguments, &chosen);
+  try {
+    app.parse(NormalizedArguments(argc, argv));
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream message;
+    if (app.exit(error, std::cout, message) == 0) return 0;
+    std::fprintf(stderr, "%s", Printable(message.str()).c_str());
+    return kUsage;
+  }
+  const absl::Status status = chosen();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "quantctl: %s: %s\n", absl::StatusCodeToString(status.code()).c_str(),
+               Printable(status.message()).c_str());
+  if (absl::IsUnauthenticated(status)) {
+    std::fprintf(stderr, "quantctl: give a token with --token or QUANTD_TOKEN\n");
+  }
+  return kFailed;
+}
+
+}  // namespace
+}  // namespace quantd::cli
+
+int main(int argc, char** argv) { return quantd::cli::Main(argc, argv); }

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/cli/terminal.h"
+#include "client/cpp/client.h"
+#include "compute/recipe/recipe.h"
+
+namespace quantd::cli {
+
+struct QuantizeOptions {
+  std::string weights;
+  std::string tensor;  // empty: "weight", or the only one
+  std::string activations;
+  std::string activations_tensor;
+  std::string second_moment;
+  std::string second_moment_tensor;
+  int64_t tokens = 1;     // of second_moment
+  std::string statistic;  // on the server: to be used, or the name of the one to be made
+  bool block_diagonal = false;
+  std::optional<int64_t> sample_rows;
+  uint64_t sample_seed = 0;
+  compute::Recipe recipe;
+  std::string out;
+  std::string job_id;
+  bool keep = true;  // the job and the statistic, once the results are saved
+};
+
+// One layer, whole round trip: creates a job, uploads, streams or imports the calibration data,
+// waits, and saves OUT/result.safetensors and OUT/report.json. An interrupt cancels the job.
+absl::Status Quantize(const client::ConnectOptions& server, const QuantizeOptions& options,
+                      const Output& output);
+
+}  // namespace quantd::cli

@@ -1,0 +1,285 @@
+"""quantctl as people and scripts use it: reuse, clean-up, interrupts, JSON, exit codes, tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quantd.v1 import jobs_pb2
+from safetensors.numpy import load_file, save_file
+
+from .server_process import Server, bin_dir, eventually, seconds
+from .wire import (
+    activations_like,
+    create_job,
+    delete_job,
+    gaussian,
+    get_job,
+    get_statistic,
+    layer,
+    limits,
+    seal,
+    stream_activations,
+    upload_status,
+)
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+ROWS, COLS, TOKENS = 32, 64, 200
+WEIGHT = gaussian(ROWS, COLS, 81).astype(np.float32)
+ACTIVATIONS = activations_like(TOKENS, COLS, 82).astype(np.float32)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    save_file({"weight": WEIGHT}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+@pytest.fixture
+def activations(tmp_path: Path) -> Path:
+    save_file({"activations": ACTIVATIONS}, tmp_path / "x.safetensors")
+    return tmp_path / "x.safetensors"
+
+
+def test_a_kept_statistic_serves_other_recipes(
+    server: Server, quantctl: Tool, weights: Path, activations: Path, tmp_path: Path, unique: str
+) -> None:
+    """Streaming under a name and calibrating on that name give the same result as streaming anew."""
+    at = ("--server", server.address, "quantize", "--weights", weights, "--format", "mxfp4")
+    quantctl(
+        *at,
+        *("--activations", activations, "--statistic", unique, "--transform", "wush"),
+        *("--out", tmp_path / "a"),
+        check=True,
+    )
+    assert get_statistic(server.api, server.api.statistic_name(unique)).tokens == TOKENS
+    quantctl(
+        *at,
+        *("--statistic", unique, "--transform", "wush", "--out", tmp_path / "b"),
+        check=True,
+    )
+    first, second = (load_file(tmp_path / run / "result.safetensors") for run in "ab")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert np.array_equal(tensor, second[name]), name
+    listed = quantctl("--server", server.address, "statistics", "--json", check=True).stdout
+    mine = [json.loads(line) for line in listed.splitlines() if unique in line]
+    assert [(each["state"], each["cols"], each["tokens"]) for each in mine] == [
+        ("sealed", COLS, TOKENS)
+    ]
+
+
+def test_delete_leaves_nothing_on_the_server(
+    start_server: Callable[..., Server],
+    quantctl: Tool,
+    weights: Path,
+    activations: Path,
+    tmp_path: Path,
+) -> None:
+    server = start_server()
+    done = quantctl(
+        *("--server", server.address, "--json", "quantize", "--weights", weights),
+        *("--activations", activations, "--format", "int8", "--delete", "--out", tmp_path / "out"),
+        check=True,
+    )
+    line = json.loads(done.stdout)
+    assert line["report"]["tokens"] == TOKENS
+    assert Path(line["result"]).exists()
+    assert quantctl("--server", server.address, "jobs", "--json", check=True).stdout == ""
+    assert quantctl("--server", server.address, "statistics", "--json", check=True).stdout == ""
+
+
+def test_no_calibration_data(server: Server, quantctl: Tool, weights: Path, tmp_path: Path) -> None:
+    """Transforms that need no data run without; what could not be measured is null."""
+    for transform in ("identity", "hadamard", "random"):
+        out = tmp_path / transform
+        quantctl(
+            *("--server", server.address, "quantize", "--weights", weights, "--format", "mxfp4"),
+            *("--transform", transform, "--seed", "3", "--out", out),
+            check=True,
+        )
+        report = json.loads((out / "report.json").read_text())
+        assert report["relative_output_error_weight_only"] is None
+        assert 0 < report["relative_weight_error"] < 0.1
+    refused = quantctl(
+        *("--server", server.address, "quantize", "--weights", weights, "--format", "mxfp4"),
+        *("--transform", "wush", "--out", tmp_path / "wush"),
+    )
+    assert refused.returncode == 2
+    assert "--activations" in refused.stderr
+
+
+def test_interrupt_cancels_the_job(
+    server: Server, weights: Path, tmp_path: Path, unique: str
+) -> None:
+    """The statistic never comes, so the job waits until the interrupt."""
+    process = subprocess.Popen(
+        [
+            *(bin_dir() / "client" / "cli" / "quantctl", "--server", server.address, "quantize"),
+            *("--weights", weights, "--statistic", f"{unique}-never", "--job", unique),
+            *("--format", "mxfp4", "--transform", "wush", "--out", tmp_path / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    name = server.api.job_name(unique)
+
+    def uploaded() -> bool:
+        jobs = server.api.jobs.ListJobs(jobs_pb2.ListJobsRequest(parent=server.api.parent)).jobs
+        if name not in [job.name for job in jobs]:
+            return False
+        return bool(upload_status(server.api, f"{name}/layers/weight").complete)
+
+    eventually(uploaded, "the weights are uploaded")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=seconds(20))
+    assert process.returncode == 1
+    assert f"job {unique} is cancelled" in errors
+    assert get_job(server.api, name).state == jobs_pb2.CANCELLED
+    assert not (tmp_path / "out" / "result.safetensors").exists()
+
+
+def test_interrupted_watch_leaves_the_job_alone(
+    server: Server, quantctl: Tool, unique: str
+) -> None:
+    job = create_job(server.api, [layer("w", ROWS, COLS)], job_id=unique)
+    process = subprocess.Popen(
+        [bin_dir() / "client" / "cli" / "quantctl", "--server", server.address, "watch", unique],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "w: waiting" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=seconds(20))
+    assert process.returncode == 1
+    assert "the job goes on" in errors
+    assert get_job(server.api, job.name).state == jobs_pb2.ACCEPTING
+    delete_job(server.api, job.name)
+
+
+def test_watch_follows_a_job_to_its_end(
+    server: Server, quantctl: Tool, weights: Path, activations: Path, tmp_path: Path, unique: str
+) -> None:
+    quantctl(
+        *("--server", server.address, "quantize", "--weights", weights, "--job", unique),
+        *("--activations", activations, "--format", "nvfp4", "--out", tmp_path / "out"),
+        check=True,
+    )
+    lines = quantctl("--server", server.address, "watch", unique, "--json", check=True).stdout
+    last = json.loads(lines.splitlines()[-1])
+    assert last["state"] == "succeeded"
+    assert [each["state"] for each in last["layers"]] == ["succeeded"]
+    cancelled = quantctl("--server", server.address, "cancel", unique, check=True)
+    assert "succeeded" in cancelled.stdout  # an ended job stays what it is
+
+
+def test_dashes_and_underscores(
+    server: Server, quantctl: Tool, weights: Path, tmp_path: Path
+) -> None:
+    moment = np.cov(ACTIVATIONS.T).astype(np.float32)
+    save_file({"only_one": moment}, tmp_path / "m.safetensors")
+    for second_moment, scale_rule, group_size, value in (
+        ("--second_moment", "--scale_rule", "--group_size", "compressed_tensors"),
+        ("--second-moment", "--scale-rule", "--group-size", "compressed-tensors"),
+    ):
+        done = quantctl(
+            *("--server", server.address, "quantize", "--weights", weights, "--format", "int4"),
+            *(second_moment, tmp_path / "m.safetensors", "--tokens", TOKENS),
+            *(scale_rule, value, f"{group_size}=16", "--out", tmp_path / "out"),
+            check=True,
+        )
+        assert "only_one" in done.stderr  # taken, and said so
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["tokens"] == TOKENS
+
+
+def test_exit_codes(server: Server, quantctl: Tool, weights: Path, tmp_path: Path) -> None:
+    assert quantctl("--help").returncode == 0
+    assert quantctl("quantize", "--help").returncode == 0
+    assert quantctl("--version").returncode == 0
+    assert quantctl().returncode == 2
+    assert quantctl("no-such-command").returncode == 2
+    assert quantctl("quantize", "--weights", weights).returncode == 2
+    for command in ("watch", "cancel", "report"):
+        failed = quantctl("--server", server.address, command, "no-such-job")
+        assert failed.returncode == 1
+        assert "no-such-job" in failed.stderr
+    assert quantctl("dequantize", "--in", weights, "--out", tmp_path / "d").returncode == 1
+
+
+def test_token(start_server: Callable[..., Server], quantctl: Tool) -> None:
+    digest = hashlib.sha256(b"secret").hexdigest()
+    server = start_server(config=f'tenants {{ name: "a" token_sha256: "{digest}" }}')
+    refused = quantctl("--server", server.address, "jobs")
+    assert refused.returncode == 1
+    assert "--token" in refused.stderr
+    quantctl("--server", server.address, "--token", "secret", "jobs", check=True)
+    shown = subprocess.run(
+        [bin_dir() / "client" / "cli" / "quantctl", "--server", server.address, "info", "--json"],
+        env={**os.environ, "QUANTD_TOKEN": "secret"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=seconds(20),
+    )
+    assert json.loads(shown.stdout)["tenant"] == "a"
+
+
+def test_layer_name_becomes_the_prefix(
+    server: Server, quantctl: Tool, activations: Path, tmp_path: Path
+) -> None:
+    save_file(
+        {"model.q_proj.weight": WEIGHT, "model.norm": np.ones(COLS, np.float32)},
+        tmp_path / "model.safetensors",
+    )
+    ambiguous = (
+        "--server",
+        server.address,
+        "quantize",
+        "--weights",
+        tmp_path / "model.safetensors",
+    )
+    ambiguous += ("--activations", activations, "--format", "fp8", "--out", tmp_path / "out")
+    failed = quantctl(*ambiguous)
+    assert failed.returncode == 1
+    assert "model.q_proj.weight" in failed.stderr  # what there is to choose from
+    quantctl(*ambiguous, "--tensor", "model.q_proj.weight", check=True)
+    names = load_file(tmp_path / "out" / "result.safetensors").keys()
+    assert {"model.q_proj.weight_packed", "model.q_proj.weight_scale"} <= set(names)
+    quantctl(
+        *("dequantize", "--in", tmp_path / "out" / "result.safetensors"),
+        *("--out", tmp_path / "out" / "dequantized.safetensors"),
+        check=True,
+    )
+    assert load_file(tmp_path / "out" / "dequantized.safetensors")["weight"].shape == (ROWS, COLS)
+
+
+def test_a_broken_off_stream_is_continued(
+    server: Server, quantctl: Tool, weights: Path, tmp_path: Path, unique: str
+) -> None:
+    """Rows that an earlier run made durable are neither sent nor counted again."""
+    name = server.api.statistic_name(unique)
+    rows_per_chunk = min(1 << 20, limits(server.api).max_chunk_bytes) // (COLS * 4)
+    many = activations_like(rows_per_chunk + 50, COLS, 83).astype(np.float32)
+    save_file({"activations": many}, tmp_path / "many.safetensors")
+    stream_activations(
+        server.api, name, many[:rows_per_chunk], stream_id="quantctl", chunk_rows=rows_per_chunk
+    )
+    quantctl(
+        *("--server", server.address, "quantize", "--weights", weights, "--statistic", unique),
+        *("--activations", tmp_path / "many.safetensors", "--format", "mxfp4"),
+        *("--out", tmp_path / "out"),
+        check=True,
+    )
+    assert get_statistic(server.api, name).tokens == len(many)
+    assert seal(server.api, name).tokens == len(many)  # already sealed, as before
