@@ -1,8 +1,10 @@
 #include "server/config/config.h"
 
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -98,6 +100,10 @@ absl::StatusOr<ServerConfig> ParseConfig(absl::string_view text, absl::string_vi
 }
 
 absl::StatusOr<ServerConfig> LoadConfig(const std::string& path) {
+  std::error_code not_there;  // is met again below
+  if (std::filesystem::is_directory(path, not_there)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file, got a directory"));
+  }
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;

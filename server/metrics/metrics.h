@@ -29,7 +29,7 @@ class Metrics {
   struct Options {
     std::string version = "unknown";
     std::string backends = "cpu";      // what this build can run on, comma-separated
-    std::vector<std::string> tenants;  // have a label of their own before all others
+    std::vector<std::string> tenants = {};  // have a label of their own before all others
     int max_tenants = 50;
   };
   explicit Metrics(Options options);

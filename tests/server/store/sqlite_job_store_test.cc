@@ -472,7 +472,7 @@ TEST_F(SqliteJobStoreTest, FilesThatAreNotOursAreRefused) {
 // Overwrites the second half of the file, so that the schema stays: whatever is read then must be
 // an error or right.
 TEST_F(SqliteJobStoreTest, DamageIsReportedNotReturned) {
-  for (int i = 0; i < 60; ++i) Insert(SampleJob("acme", absl::StrCat("j", i), i));
+  for (int i = 0; i < 300; ++i) Insert(SampleJob("acme", absl::StrCat("j", i), i));
   store_.reset();  // writes the log back
   {
     std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
@@ -480,14 +480,14 @@ TEST_F(SqliteJobStoreTest, DamageIsReportedNotReturned) {
     const auto size = static_cast<int64_t>(file.tellp());
     ASSERT_GT(size, 10 * 4096);
     const std::string garbage(4096, '\xee');
-    for (int64_t page = size / 4096 / 2; page < size / 4096; ++page) {
+    for (int64_t page = size / 4096 * 3 / 4; page < size / 4096; ++page) {
       file.seekp(page * 4096);
       file.write(garbage.data(), static_cast<std::streamsize>(garbage.size()));
     }
   }
   Open();
   int damaged = 0;
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 300; ++i) {
     const auto job = store_->GetJob("acme", absl::StrCat("j", i));
     if (job.ok()) {
       ExpectEqual(*job, SampleJob("acme", absl::StrCat("j", i), i));

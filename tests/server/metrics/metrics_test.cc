@@ -1,0 +1,300 @@
+#include "server/metrics/metrics.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace quantd::server {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Row {
+  std::string type;
+  std::string labels;
+  std::string help;
+  friend bool operator==(const Row&, const Row&) = default;
+  friend std::ostream& operator<<(std::ostream& out, const Row& row) {
+    return out << row.type << " {" << row.labels << "} " << row.help;
+  }
+};
+
+// Rows of the tables of docs/metrics.md that start with a name in backquotes.
+std::map<std::string, Row> DocumentedMetrics() {
+  std::ifstream file(QUANTD_METRICS_DOCUMENT);
+  EXPECT_TRUE(file.is_open()) << QUANTD_METRICS_DOCUMENT;
+  std::map<std::string, Row> rows;
+  std::string line;
+  while (std::getline(file, line)) {
+    if (!absl::StartsWith(line, "| `")) continue;
+    std::vector<std::string> cells = absl::StrSplit(line, '|');
+    for (std::string& cell : cells) {
+      cell = std::string(absl::StripAsciiWhitespace(cell));
+      std::erase(cell, '`');
+    }
+    EXPECT_EQ(cells.size(), 7u) << line;
+    if (cells.size() != 7u) continue;
+    EXPECT_TRUE(rows.emplace(cells[1], Row{cells[2], cells[3], cells[5]}).second) << line;
+  }
+  return rows;
+}
+
+// Calls every method once, so that every family has a sample.
+void UseEverything(Metrics& metrics) {
+  metrics.RpcFinished("/quantd.v1.Jobs/GetJob", "OK", 0.002);
+  metrics.Rejected("QUOTA_EXCEEDED");
+  metrics.StreamOpened(Traffic::kWeights);
+  metrics.BytesIn(Traffic::kActivations, 1000);
+  metrics.BytesOut(Traffic::kArtifacts, 2000);
+  metrics.TokensAccumulated("acme", 300);
+  metrics.ChunkDurable(0.02);
+  metrics.CommitFinished(Traffic::kActivations, 0.01);
+  metrics.LayerFinished("acme", "rtn", "mxfp4", "succeeded", 1.5);
+  metrics.StageFinished("transform", 0.7);
+  metrics.DeviceSeconds("acme", 1.5);
+  metrics.QueueWait(3);
+  metrics.SetQueueDepth({{"acme", 4}});
+  metrics.SetRunningLayers("cpu:0", 1);
+  metrics.SetDeviceMemory("cpu:0", 100, 200);
+  metrics.SetStoredBytes({{"acme", 12345}});
+  metrics.SetServing(true);
+}
+
+// The text format's samples: "name{labels}" -> value.
+std::map<std::string, double> Samples(const std::string& text) {
+  std::map<std::string, double> samples;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    if (line[0] == '#') continue;
+    const size_t blank = line.rfind(' ');
+    samples.emplace(line.substr(0, blank), std::stod(std::string(line.substr(blank + 1))));
+  }
+  return samples;
+}
+
+TEST(MetricsTest, TheDocumentSaysWhatIsRegistered) {
+  Metrics metrics({});
+  std::map<std::string, Row> registered;
+  for (const Metrics::Definition& d : metrics.definitions()) {
+    registered.emplace(d.name, Row{d.type, absl::StrJoin(d.labels, ", "), d.help});
+  }
+  std::map<std::string, Row> documented = DocumentedMetrics();
+  std::erase_if(documented,
+                [](const auto& row) { return absl::StartsWith(row.first, "process_"); });
+  EXPECT_EQ(documented, registered);
+}
+
+TEST(MetricsTest, AScrapeShowsWhatTheDocumentSays) {
+  Metrics metrics({});
+  UseEverything(metrics);
+  std::map<std::string, std::pair<std::string, std::string>> scraped;  // name -> type, help
+  std::map<std::string, std::string> help;
+  for (absl::string_view line : absl::StrSplit(metrics.Text(), '\n', absl::SkipEmpty())) {
+    const std::vector<std::string> words = absl::StrSplit(line, absl::MaxSplits(' ', 3));
+    if (words.size() < 4 || words[0] != "#") continue;
+    if (words[1] == "HELP") scraped[words[2]].second = words[3];
+    if (words[1] == "TYPE") scraped[words[2]].first = words[3];
+  }
+  std::map<std::string, std::pair<std::string, std::string>> documented;
+  for (const auto& [name, row] : DocumentedMetrics()) documented[name] = {row.type, row.help};
+  EXPECT_EQ(scraped, documented);
+}
+
+TEST(MetricsTest, NamesFollowTheConventions) {
+  Metrics metrics({});
+  for (const Metrics::Definition& d : metrics.definitions()) {
+    EXPECT_TRUE(absl::StartsWith(d.name, "quantd_")) << d.name;
+    EXPECT_EQ(absl::EndsWith(d.name, "_total"), d.type == "counter") << d.name;
+    EXPECT_TRUE(d.type != "histogram" || absl::EndsWith(d.name, "_seconds")) << d.name;
+    EXPECT_FALSE(d.help.empty()) << d.name;
+  }
+}
+
+TEST(MetricsTest, EveryMethodMovesItsSample) {
+  Metrics metrics({.version = "1.2.3", .backends = "cpu"});
+  UseEverything(metrics);
+  const std::map<std::string, double> samples = Samples(metrics.Text());
+  const std::map<std::string, double> expected = {
+      {R"(quantd_rpcs_total{code="OK",method="quantd.v1.Jobs/GetJob"})", 1},
+      {R"(quantd_rpc_duration_seconds_count{method="quantd.v1.Jobs/GetJob"})", 1},
+      {R"(quantd_rpc_duration_seconds_sum{method="quantd.v1.Jobs/GetJob"})", 0.002},
+      {R"(quantd_rpc_duration_seconds_bucket{method="quantd.v1.Jobs/GetJob",le="0.001"})", 0},
+      {R"(quantd_rpc_duration_seconds_bucket{method="quantd.v1.Jobs/GetJob",le="0.0025"})", 1},
+      {R"(quantd_rejected_requests_total{reason="QUOTA_EXCEEDED"})", 1},
+      {R"(quantd_open_streams{kind="weights"})", 1},
+      {R"(quantd_open_streams{kind="watch"})", 0},
+      {R"(quantd_received_bytes_total{kind="activations"})", 1000},
+      {R"(quantd_sent_bytes_total{kind="artifacts"})", 2000},
+      {R"(quantd_accumulated_tokens_total{tenant="acme"})", 300},
+      {R"(quantd_chunk_durable_seconds_sum)", 0.02},
+      {R"(quantd_commit_duration_seconds_sum{kind="activations"})", 0.01},
+      {R"(quantd_layers_total{format="mxfp4",method="rtn",outcome="succeeded",tenant="acme"})", 1},
+      {R"(quantd_layer_duration_seconds_sum{format="mxfp4",method="rtn"})", 1.5},
+      {R"(quantd_stage_duration_seconds_sum{stage="transform"})", 0.7},
+      {R"(quantd_device_seconds_total{tenant="acme"})", 1.5},
+      {R"(quantd_queue_wait_seconds_sum)", 3},
+      {R"(quantd_queue_depth{tenant="acme"})", 4},
+      {R"(quantd_running_layers{device="cpu:0"})", 1},
+      {R"(quantd_device_memory_used_bytes{device="cpu:0"})", 100},
+      {R"(quantd_device_memory_bytes{device="cpu:0"})", 200},
+      {R"(quantd_stored_bytes{tenant="acme"})", 12345},
+      {R"(quantd_serving)", 1},
+  };
+  for (const auto& [name, value] : expected) {
+    const auto found = samples.find(name);
+    ASSERT_NE(found, samples.end()) << name << "\n" << metrics.Text();
+    EXPECT_DOUBLE_EQ(found->second, value) << name;
+  }
+  EXPECT_THAT(metrics.Text(), HasSubstr(R"(version="1.2.3")"));
+  metrics.StreamClosed(Traffic::kWeights);
+  EXPECT_EQ(Samples(metrics.Text())[R"(quantd_open_streams{kind="weights"})"], 0);
+}
+
+TEST(MetricsTest, TheProcessIsDescribedPlausibly) {
+  Metrics metrics({});
+  std::map<std::string, double> samples = Samples(metrics.Text());
+  EXPECT_GT(samples["process_resident_memory_bytes"], 1 << 20);
+  EXPECT_GE(samples["process_virtual_memory_bytes"], samples["process_resident_memory_bytes"]);
+  EXPECT_GE(samples["process_open_fds"], 3);
+  EXPECT_LE(samples["process_open_fds"], samples["process_max_fds"]);
+  EXPECT_GT(samples["process_cpu_seconds_total"], 0);
+  EXPECT_GT(samples["process_start_time_seconds"], 1.6e9);
+
+  const int fd = ::dup(0);
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(Samples(metrics.Text())["process_open_fds"], samples["process_open_fds"] + 1);
+  ::close(fd);
+}
+
+TEST(MetricsTest, TheTenantLabelIsBounded) {
+  Metrics metrics({.tenants = {"configured"}, .max_tenants = 3});
+  for (int i = 0; i < 1000; ++i) metrics.TokensAccumulated(absl::StrCat("t", i), 1);
+  metrics.TokensAccumulated("configured", 7);
+  metrics.TokensAccumulated("t0", 1);
+  std::map<std::string, double> tokens;
+  for (const auto& [name, value] : Samples(metrics.Text())) {
+    if (absl::StartsWith(name, "quantd_accumulated_tokens_total")) tokens[name] = value;
+  }
+  EXPECT_EQ(tokens, (std::map<std::string, double>{
+                        {R"(quantd_accumulated_tokens_total{tenant="configured"})", 7},
+                        {R"(quantd_accumulated_tokens_total{tenant="t0"})", 2},
+                        {R"(quantd_accumulated_tokens_total{tenant="t1"})", 1},
+                        {R"(quantd_accumulated_tokens_total{tenant="other"})", 998}}));
+}
+
+TEST(MetricsTest, GaugesOfTenantsAreReplacedAndOthersAddUp) {
+  Metrics metrics({.max_tenants = 2});
+  metrics.SetQueueDepth({{"a", 1}, {"b", 2}, {"c", 3}, {"d", 4}});
+  std::map<std::string, double> samples = Samples(metrics.Text());
+  EXPECT_EQ(samples[R"(quantd_queue_depth{tenant="a"})"], 1);
+  EXPECT_EQ(samples[R"(quantd_queue_depth{tenant="other"})"], 7);
+  metrics.SetQueueDepth({{"b", 5}});
+  samples = Samples(metrics.Text());
+  EXPECT_EQ(samples[R"(quantd_queue_depth{tenant="a"})"], 0);
+  EXPECT_EQ(samples[R"(quantd_queue_depth{tenant="b"})"], 5);
+  EXPECT_EQ(samples[R"(quantd_queue_depth{tenant="other"})"], 0);
+}
+
+TEST(MetricsTest, ScrapesRefreshFirst) {
+  Metrics metrics({});
+  int scrapes = 0;
+  metrics.OnScrape([&](Metrics& m) { m.SetRunningLayers("cpu:0", ++scrapes); });
+  EXPECT_EQ(Samples(metrics.Text())[R"(quantd_running_layers{device="cpu:0"})"], 1);
+  EXPECT_EQ(Samples(metrics.Text())[R"(quantd_running_layers{device="cpu:0"})"], 2);
+}
+
+TEST(MetricsTest, ThreadsLoseNothing) {
+  Metrics metrics({.max_tenants = 2});
+  metrics.OnScrape([](Metrics& m) { m.SetQueueDepth({{"t0", 1}, {"t1", 2}}); });
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&metrics, t] {
+      for (int i = 0; i < 500; ++i) {
+        metrics.TokensAccumulated(absl::StrCat("t", t), 1);
+        metrics.RpcFinished("quantd.v1.Jobs/GetJob", "OK", 0.1);
+        if (i % 100 == 0) metrics.Text();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  double tokens = 0;
+  for (const auto& [name, value] : Samples(metrics.Text())) {
+    if (absl::StartsWith(name, "quantd_accumulated_tokens_total")) tokens += value;
+  }
+  EXPECT_EQ(tokens, 2000);
+}
+
+// What a scraper gets for GET `path` on loopback.
+std::string Get(int port, absl::string_view path) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string response;
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+    const std::string request =
+        absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    EXPECT_EQ(::send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+    char buffer[4096];
+    for (ssize_t n; (n = ::recv(fd, buffer, sizeof(buffer), 0)) > 0;) response.append(buffer, n);
+  }
+  ::close(fd);
+  return response;
+}
+
+TEST(MetricsEndpointTest, ServesOnAFreePort) {
+  Metrics metrics({});
+  UseEverything(metrics);
+  auto endpoint = MetricsEndpoint::Serve(metrics, "127.0.0.1:0");
+  ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+  ASSERT_GT((*endpoint)->port(), 0);
+  const std::string response = Get((*endpoint)->port(), "/metrics");
+  EXPECT_THAT(response, HasSubstr("200 OK"));
+  EXPECT_THAT(response, HasSubstr("text/plain"));
+  EXPECT_THAT(response, HasSubstr(R"(quantd_accumulated_tokens_total{tenant="acme"} 300)"));
+  EXPECT_THAT(Get((*endpoint)->port(), "/"), Not(HasSubstr("200 OK")));
+
+  const int port = (*endpoint)->port();
+  endpoint->reset();
+  EXPECT_EQ(Get(port, "/metrics"), "");
+}
+
+TEST(MetricsEndpointTest, ListensOnNamesAndIpv6) {
+  Metrics metrics({});
+  const auto endpoint = MetricsEndpoint::Serve(metrics, "localhost:0");
+  ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+  EXPECT_THAT(Get((*endpoint)->port(), "/metrics"), HasSubstr("200 OK"));
+}
+
+TEST(MetricsEndpointTest, ATakenOrMalformedAddressIsAStatus) {
+  Metrics metrics({});
+  const auto first = MetricsEndpoint::Serve(metrics, "127.0.0.1:0");
+  ASSERT_TRUE(first.ok()) << first.status();
+  const std::string taken = absl::StrCat("127.0.0.1:", (*first)->port());
+  for (const std::string& address : {taken, std::string("192.0.2.1:0"), std::string("nonsense")}) {
+    const auto second = MetricsEndpoint::Serve(metrics, address);
+    EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable) << address;
+    EXPECT_THAT(std::string(second.status().message()), HasSubstr(address));
+  }
+}
+
+}  // namespace
+}  // namespace quantd::server
