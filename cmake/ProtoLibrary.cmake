@@ -9,19 +9,24 @@ function(quantd_proto_library NAME)
   cmake_path(ABSOLUTE_PATH ARG_ROOT NORMALIZE OUTPUT_VARIABLE root)
   set(generated "${CMAKE_CURRENT_BINARY_DIR}/generated")
   file(MAKE_DIRECTORY "${generated}")
+  list(TRANSFORM ARG_PROTOS PREPEND "${root}/" OUTPUT_VARIABLE files)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${files})
 
   set(sources)
-  foreach(proto IN LISTS ARG_PROTOS)
-    string(REGEX REPLACE "\\.proto$" "" stem "${proto}")
-    set(outputs "${generated}/${stem}.pb.cc" "${generated}/${stem}.pb.h"
-                "${generated}/${stem}.grpc.pb.cc" "${generated}/${stem}.grpc.pb.h")
-    list(TRANSFORM ARG_PROTOS PREPEND "${root}/" OUTPUT_VARIABLE all_protos)
+  foreach(proto file IN ZIP_LISTS ARG_PROTOS files)
+    string(REGEX REPLACE "\\.proto$" "" stem "${generated}/${proto}")
+    set(outputs "${stem}.pb.cc" "${stem}.pb.h")
+    set(grpc)
+    file(STRINGS "${file}" services REGEX "^service ")
+    if(services)
+      list(APPEND outputs "${stem}.grpc.pb.cc" "${stem}.grpc.pb.h")
+      set(grpc "--grpc_out=${generated}"
+               "--plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin>")
+    endif()
     add_custom_command(
       OUTPUT ${outputs}
-      COMMAND protobuf::protoc "--proto_path=${root}"
-              "--cpp_out=${generated}" "--grpc_out=${generated}"
-              "--plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin>" "${proto}"
-      DEPENDS ${all_protos}  # coarse: imports between the files need no bookkeeping
+      COMMAND protobuf::protoc "--proto_path=${root}" "--cpp_out=${generated}" ${grpc} "${proto}"
+      DEPENDS ${files}  # coarse: imports between the files need no bookkeeping
       COMMENT "protoc ${proto}"
       VERBATIM)
     list(APPEND sources ${outputs})
@@ -31,5 +36,4 @@ function(quantd_proto_library NAME)
   target_include_directories(${NAME} SYSTEM PUBLIC "${generated}")
   target_compile_options(${NAME} PRIVATE -w)
   target_link_libraries(${NAME} PUBLIC gRPC::grpc++ protobuf::libprotobuf)
-  set_target_properties(${NAME} PROPERTIES CXX_CLANG_TIDY "")
 endfunction()
