@@ -261,9 +261,14 @@ void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
       ->type_name("DIR");
   command->add_option("--job", options->job_id, "Id of the job; the server picks one if not given")
       ->type_name("ID");
-  command->add_flag("--keep,!--delete", options->keep,
-                    "Keep (default) or delete the job and its statistic on the server once the "
-                    "results are saved");
+  auto* keep = command->add_flag_callback(
+      "--keep", [options] { options->keep = true; },
+      "Keep the job and its statistic on the server (default)");
+  command
+      ->add_flag_callback(
+          "--delete", [options] { options->keep = false; },
+          "Delete them once the results are saved; a statistic with a name of its own stays")
+      ->excludes(keep);
   command->footer(kQuantizeExamples);
   command->callback([arguments, options, chosen] {
     CheckQuantize(*options);

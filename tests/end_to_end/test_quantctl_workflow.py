@@ -51,7 +51,7 @@ def activations(tmp_path: Path) -> Path:
 def test_a_kept_statistic_serves_other_recipes(
     server: Server, quantctl: Tool, weights: Path, activations: Path, tmp_path: Path, unique: str
 ) -> None:
-    """Streaming under a name and calibrating on that name give the same result as streaming anew."""
+    """Calibrating on the name of an earlier stream gives the same result as streaming anew."""
     at = ("--server", server.address, "quantize", "--weights", weights, "--format", "mxfp4")
     quantctl(
         *at,
@@ -238,10 +238,8 @@ def test_token(start_server: Callable[..., Server], quantctl: Tool) -> None:
 def test_layer_name_becomes_the_prefix(
     server: Server, quantctl: Tool, activations: Path, tmp_path: Path
 ) -> None:
-    save_file(
-        {"model.q_proj.weight": WEIGHT, "model.norm": np.ones(COLS, np.float32)},
-        tmp_path / "model.safetensors",
-    )
+    model = tmp_path / "model.safetensors"
+    save_file({"model.q_proj.weight": WEIGHT, "model.norm": np.ones(COLS, np.float32)}, model)
     ambiguous = (
         "--server",
         server.address,
