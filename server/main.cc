@@ -189,7 +189,14 @@ JobEvents EventsFor(Metrics& metrics) {
   return events;
 }
 
-void RefreshGauges(Metrics& metrics, const JobEngine& engine) {
+void RefreshGauges(Metrics& metrics, const JobEngine& engine,
+                   const std::vector<compute::Backend*>& backends, BlobStore& blobs) {
+  for (const compute::Backend* backend : backends) {
+    const compute::DeviceInfo info = backend->Describe();
+    metrics.SetDeviceMemory(info.name, info.used_bytes, info.memory_bytes);
+  }
+  if (const auto stored = blobs.StoredBytes(); stored.ok()) metrics.SetStoredBytes(*stored);
+
   std::map<std::string, int> waiting;
   for (const auto& [tenant, load] : engine.Loads()) waiting[tenant] = load.waiting;
   metrics.SetQueueDepth(waiting);
@@ -267,9 +274,9 @@ absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
       },
       EventsFor(*metrics));
   WeightUploads uploads(
-      **jobs, **blobs, config.limits.max_weight_bytes,
+      **jobs, **blobs, config.limits.max_weight_bytes, config.limits.max_streams_per_tenant,
       [&engine](const LayerKey& key) { engine->WeightCompleted(key.tenant, key.job); });
-  metrics->OnScrape([&engine](Metrics& m) { RefreshGauges(m, *engine); });
+  metrics->OnScrape([&](Metrics& m) { RefreshGauges(m, *engine, backends, **blobs); });
 
   const CallEnvironment environment{**authenticator, *metrics, executor};
   std::vector<std::unique_ptr<grpc::Service>> services;
@@ -322,6 +329,7 @@ absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
   server->GetHealthCheckService()->SetServingStatus(false);
   metrics->SetServing(false);
   statistics.Drain();
+  uploads.Drain();
   engine->Drain(deadline);
   // Streams that are still open are ended; what they were acknowledged is durable.
   server->Shutdown(absl::ToChronoTime(std::min(deadline, absl::Now() + absl::Seconds(2))));

@@ -273,6 +273,11 @@ class GroupRun {
 
 }  // namespace
 
+absl::Status CheckRunnable(const Backend& backend, const Recipe& resolved) {
+  if (absl::Status status = FindMethod(resolved.method).status(); !status.ok()) return status;
+  return backend.Supports(resolved);
+}
+
 absl::StatusOr<std::vector<LayerResult>> QuantizeLayers(
     Backend& backend, const Recipe& resolved, absl::Span<const LayerInput> layers,
     const SecondMoment* statistic, const CancelFlag* cancel,

@@ -29,6 +29,9 @@ struct PipelineProgress {
   double fraction;          // 0..1 of the layer
 };
 
+// Whether `backend` and this build can run `resolved`: UNIMPLEMENTED says what is missing.
+absl::Status CheckRunnable(const Backend& backend, const Recipe& resolved);
+
 // The whole way of one layer, or of a fusion group: layers that share one input and hence one
 // transform and one global scale; their rows are stacked, solved together and split again.
 //   upload -> transform -> quantize -> pack -> report

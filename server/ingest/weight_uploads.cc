@@ -155,14 +155,38 @@ absl::StatusOr<UploadProgress> WeightUpload::Finish(absl::string_view sha256) {
 }
 
 WeightUploads::WeightUploads(JobStore& jobs, BlobStore& blobs, int64_t max_weight_bytes,
+                             int max_streams_per_tenant,
                              std::function<void(const LayerKey&)> completed)
     : jobs_(jobs),
       blobs_(blobs),
       max_weight_bytes_(max_weight_bytes),
+      max_streams_per_tenant_(max_streams_per_tenant),
       completed_(std::move(completed)) {}
+
+absl::Status WeightUploads::Hold(const LayerKey& key) {
+  absl::MutexLock lock(&mutex_);
+  const auto open = std::count_if(held_.begin(), held_.end(), [&](const LayerKey& other) {
+    return other.tenant == key.tenant;
+  });
+  if (open >= max_streams_per_tenant_) {
+    return QuotaExceeded("TOO_MANY_STREAMS", absl::StrCat("tenants/", key.tenant),
+                         absl::StrFormat("%d uploads are open, at most %d may be "
+                                         "(limits.max_streams_per_tenant)",
+                                         open, max_streams_per_tenant_),
+                         absl::Seconds(1));
+  }
+  if (!held_.insert(key).second) {
+    return Error(absl::StatusCode::kAborted, "UPLOAD_IN_PROGRESS",
+                 absl::StrCat(NameOf(key), ": another writer is uploading it"));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<WeightUpload>> WeightUploads::Open(
     const LayerKey& key, const UploadDeclaration& declaration) {
+  if (draining_) {
+    return Unavailable("DRAINING", "the server is shutting down", absl::Seconds(5));
+  }
   absl::StatusOr<JobRecord> job = jobs_.GetJob(key.tenant, key.job);
   if (!job.ok()) return job.status();
   absl::StatusOr<LayerRecord*> layer = FindLayer(*job, key);
@@ -179,13 +203,7 @@ absl::StatusOr<std::unique_ptr<WeightUpload>> WeightUploads::Open(
                                                   "max_weight_bytes), got %d",
                                                   max_weight_bytes_, SizeOf(**layer)));
   }
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!held_.insert(key).second) {
-      return Error(absl::StatusCode::kAborted, "UPLOAD_IN_PROGRESS",
-                   absl::StrCat(NameOf(key), ": another writer is uploading it"));
-    }
-  }
+  if (absl::Status status = Hold(key); !status.ok()) return status;
   auto release = absl::MakeCleanup([&] {
     absl::MutexLock lock(&mutex_);
     held_.erase(key);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -80,23 +81,29 @@ class WeightUploads {
  public:
   // `completed` is called after a weight became complete, from the uploading thread.
   WeightUploads(JobStore& jobs, BlobStore& blobs, int64_t max_weight_bytes,
-                std::function<void(const LayerKey&)> completed);
+                int max_streams_per_tenant, std::function<void(const LayerKey&)> completed);
 
   // ABORTED while another writer holds it; FAILED_PRECONDITION once complete or when the job has
-  // ended; INVALID_ARGUMENT where the declaration differs from the job's.
+  // ended; INVALID_ARGUMENT where the declaration differs from the job's; RESOURCE_EXHAUSTED at the
+  // tenant's limit of open uploads.
   absl::StatusOr<std::unique_ptr<WeightUpload>> Open(const LayerKey& key,
                                                      const UploadDeclaration& declaration);
   absl::StatusOr<UploadProgress> Status(const LayerKey& key);
+  // Refuses new uploads from now on: UNAVAILABLE.
+  void Drain() { draining_ = true; }
 
  private:
   friend class WeightUpload;
   absl::StatusOr<std::unique_ptr<BlobWriter>> OpenStaging(const LayerKey& key,
                                                           const LayerRecord& layer);
+  absl::Status Hold(const LayerKey& key);
 
   JobStore& jobs_;
   BlobStore& blobs_;
   const int64_t max_weight_bytes_;
+  const int max_streams_per_tenant_;
   const std::function<void(const LayerKey&)> completed_;
+  std::atomic<bool> draining_{false};
   absl::Mutex mutex_;
   std::set<LayerKey> held_ ABSL_GUARDED_BY(mutex_);
 };

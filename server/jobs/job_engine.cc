@@ -42,6 +42,26 @@ absl::StatusOr<std::string> SerializeResult(const compute::LayerResult& result) 
   return compute::SerializeSafetensors(pointers, metadata);
 }
 
+// A GPU runs one layer at a time; the CPU as many as it is told to.
+std::vector<compute::Backend*> BackendOfEachSlot(const std::vector<compute::Backend*>& backends,
+                                                 int cpu_slots) {
+  std::vector<compute::Backend*> slots;
+  for (compute::Backend* backend : backends) {
+    const int count = backend->Describe().name == "cpu" ? cpu_slots : 1;
+    slots.insert(slots.end(), count, backend);
+  }
+  return slots;
+}
+
+std::vector<Scheduler::Slot> SlotsOn(const std::vector<compute::Backend*>& backends) {
+  std::vector<Scheduler::Slot> slots;
+  for (const compute::Backend* backend : backends) {
+    const compute::DeviceInfo info = backend->Describe();
+    slots.push_back({info.name, info.memory_bytes});
+  }
+  return slots;
+}
+
 }  // namespace
 
 JobEngine::JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
@@ -52,18 +72,8 @@ JobEngine::JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Back
       options_(std::move(options)),
       load_moment_(std::move(load_moment)),
       events_(std::move(events)),
-      slots_([this] {
-        std::vector<Scheduler::Slot> slots;
-        for (compute::Backend* backend : backends_) {
-          const compute::DeviceInfo info = backend->Describe();
-          const int count = info.name == "cpu" ? options_.cpu_slots : 1;
-          for (int i = 0; i < count; ++i) {
-            slots.push_back({info.name, info.memory_bytes});
-            slot_backends_.push_back(backend);
-          }
-        }
-        return slots;
-      }()),
+      slot_backends_(BackendOfEachSlot(backends_, options_.cpu_slots)),
+      slots_(SlotsOn(slot_backends_)),
       scheduler_(slots_),
       busy_(slots_.size(), 0) {
   absl::MutexLock lock(&mutex_);
@@ -195,9 +205,25 @@ absl::StatusOr<bool> JobEngine::IsReady(const JobRecord& job, const LayerGroup& 
   return statistic->sealed;
 }
 
+absl::StatusOr<std::set<std::string>> JobEngine::ReadyGroups(const JobKey& key) const {
+  const absl::StatusOr<JobRecord> job = jobs_.GetJob(key.first, key.second);
+  if (!job.ok()) return job.status();
+  std::set<std::string> ready;
+  for (const LayerGroup& group : GroupsOf(*job)) {
+    absl::StatusOr<bool> is_ready = IsReady(*job, group);
+    if (!is_ready.ok()) return is_ready.status();
+    if (*is_ready) ready.insert(group.key);
+  }
+  return ready;
+}
+
 void JobEngine::RefreshLocked(const JobKey& key) {
   const auto live = live_.find(key);
   if (live == live_.end()) return;
+  // Looked up before the update, whose callback must not call the store. Nothing that was ready
+  // stops being so: statistics stay sealed and weights complete.
+  const absl::StatusOr<std::set<std::string>> ready_groups = ReadyGroups(key);
+  if (!ready_groups.ok()) return;
   std::vector<WorkItem> ready;
   live->second.waiting_for.clear();
   auto updated = jobs_.UpdateJob(
@@ -205,9 +231,7 @@ void JobEngine::RefreshLocked(const JobKey& key) {
         for (const LayerGroup& group : GroupsOf(job)) {
           const LayerRecord& first = job.layers[group.members.front()];
           if (first.state != LayerState::kWaiting) continue;
-          absl::StatusOr<bool> is_ready = IsReady(job, group);
-          if (!is_ready.ok()) return is_ready.status();
-          if (!*is_ready) {
+          if (!ready_groups->contains(group.key)) {
             live->second.waiting_for.push_back(group.statistic_id);
             continue;
           }

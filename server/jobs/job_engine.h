@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -107,6 +108,7 @@ class JobEngine {
 
   void RefreshLocked(const JobKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<bool> IsReady(const JobRecord& job, const LayerGroup& group) const;
+  absl::StatusOr<std::set<std::string>> ReadyGroups(const JobKey& key) const;
   void NotifyLocked(const JobKey& key) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void RunSlot(int slot);
   std::shared_ptr<RunningGroup> BeginLocked(const WorkItem& item)
@@ -124,8 +126,8 @@ class JobEngine {
   const Options options_;
   const MomentLoader load_moment_;
   const JobEvents events_;
-  std::vector<Scheduler::Slot> slots_;
-  std::vector<compute::Backend*> slot_backends_;
+  const std::vector<compute::Backend*> slot_backends_;
+  const std::vector<Scheduler::Slot> slots_;
 
   mutable absl::Mutex mutex_;
   absl::CondVar wake_;

@@ -51,7 +51,7 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   const absl::StatusOr<compute::Recipe> resolved = compute::ResolveRecipe(layer.recipe);
   if (!resolved.ok()) return InvalidFieldWithin(recipe_field, resolved.status());
   layer.recipe = *resolved;
-  if (absl::Status s = backend.Supports(layer.recipe); !s.ok()) return Annotate(s, recipe_field);
+  if (absl::Status s = compute::CheckRunnable(backend, layer.recipe); !s.ok()) return Annotate(s, recipe_field);
   if (absl::Status s = compute::CheckGeometry(layer.recipe, layer.rows, layer.cols); !s.ok()) {
     return InvalidField(Field(index, "cols"), s);
   }

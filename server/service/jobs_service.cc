@@ -110,10 +110,7 @@ class JobsService final : public v1::Jobs::CallbackService {
   absl::Status Create(const std::string& tenant, const v1::CreateJobRequest& request,
                       v1::CreateJobResponse& response) {
     if (auto s = CheckParent("parent", request.parent(), tenant); !s.ok()) return s;
-    if (request.request_id().size() > 64) {
-      return InvalidField("request_id", absl::StrCat("expected at most 64 bytes, got ",
-                                                     request.request_id().size()));
-    }
+    if (auto s = CheckText("request_id", request.request_id(), 64); !s.ok()) return s;
     absl::StatusOr<std::string> id = ChooseJobId(request.job_id());
     if (!id.ok()) return id.status();
     absl::StatusOr<JobRecord> job = FromProto(request.job(), tenant);

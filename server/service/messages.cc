@@ -118,9 +118,8 @@ absl::StatusOr<LayerRecord> LayerFromProto(const std::string& field, const v1::L
   const auto dtype = FromProto(field + ".dtype", message.dtype());
   if (!dtype.ok()) return dtype.status();
   layer.dtype = *dtype;
-  if (message.fusion_group().size() > 256) {
-    return InvalidField(field + ".fusion_group", absl::StrCat("expected at most 256 bytes, got ",
-                                                              message.fusion_group().size()));
+  if (absl::Status s = CheckText(field + ".fusion_group", message.fusion_group(), 256); !s.ok()) {
+    return s;
   }
   layer.fusion_group = message.fusion_group();
   if (!message.statistic().empty()) {
@@ -232,9 +231,8 @@ v1::Recipe ToProto(const compute::Recipe& recipe) {
 absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view tenant) {
   JobRecord job;
   job.tenant = std::string(tenant);
-  if (message.display_name().size() > 256) {
-    return InvalidField("job.display_name", absl::StrCat("expected at most 256 bytes, got ",
-                                                         message.display_name().size()));
+  if (absl::Status s = CheckText("job.display_name", message.display_name(), 256); !s.ok()) {
+    return s;
   }
   job.display_name = message.display_name();
   const bool every_layer_has_one =
@@ -285,6 +283,15 @@ v1::MomentLayout ToProto(compute::MomentLayout layout) {
 absl::StatusOr<compute::MomentSpec> MomentSpecFromProto(v1::MomentLayout layout, int32_t block_size,
                                                         int64_t cols, int64_t sample_rows,
                                                         uint64_t sample_seed) {
+  if (layout != v1::MOMENT_LAYOUT_UNSPECIFIED && layout != v1::FULL &&
+      layout != v1::BLOCK_DIAGONAL) {
+    return InvalidField("header.layout", absl::StrCat("expected FULL or BLOCK_DIAGONAL, got ",
+                                                      static_cast<int>(layout)));
+  }
+  if (layout == v1::BLOCK_DIAGONAL && (block_size < 16 || block_size > 256)) {
+    return InvalidField("header.block_size",
+                        absl::StrCat("expected 16..256, got ", block_size));
+  }
   compute::MomentSpec spec;
   spec.layout = layout == v1::BLOCK_DIAGONAL ? compute::MomentLayout::kBlockDiagonal
                                              : compute::MomentLayout::kFull;

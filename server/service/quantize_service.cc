@@ -131,7 +131,7 @@ class QuantizeService final : public v1::Quantize::CallbackService {
     if (!asked.ok()) return asked.status();
     const auto recipe = compute::ResolveRecipe(*asked);
     if (!recipe.ok()) return InvalidFieldWithin("recipe", recipe.status());
-    if (absl::Status s = backend_.Supports(*recipe); !s.ok()) return Annotate(s, "recipe");
+    if (absl::Status s = compute::CheckRunnable(backend_, *recipe); !s.ok()) return Annotate(s, "recipe");
     const auto weight = ToTensor("weight", request.weight(), std::nullopt);
     if (!weight.ok()) return weight.status();
     if (absl::Status s = compute::CheckGeometry(*recipe, weight->dim(0), weight->dim(1)); !s.ok()) {

@@ -96,6 +96,18 @@ absl::StatusOr<ResourceName> ParseStatisticName(absl::string_view field, absl::s
   return Parse(field, name, caller, {"statistics"});
 }
 
+absl::Status CheckText(absl::string_view field, absl::string_view text, size_t max_bytes) {
+  if (text.size() > max_bytes) {
+    return InvalidField(
+        field, absl::StrFormat("expected at most %d bytes, got %d", max_bytes, text.size()));
+  }
+  const bool printable = std::none_of(text.begin(), text.end(), [](char c) {
+    return absl::ascii_iscntrl(static_cast<unsigned char>(c));
+  });
+  if (printable) return absl::OkStatus();
+  return InvalidField(field, absl::StrCat("expected no control characters, got ", Shown(text)));
+}
+
 std::string JobName(absl::string_view tenant, absl::string_view job) {
   return absl::StrCat("tenants/", tenant, "/jobs/", job);
 }

@@ -13,6 +13,9 @@ namespace quantd::server {
 // INVALID_ARGUMENT for `field`, with what was expected and what came (cleaned for display).
 absl::Status CheckId(absl::string_view field, absl::string_view id, size_t max_length);
 
+// Free text that people will see: at most `max_bytes`, no control characters.
+absl::Status CheckText(absl::string_view field, absl::string_view text, size_t max_bytes);
+
 struct ResourceName {
   std::string tenant;
   std::string first;   // job or statistic

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "compute/pipeline/pipeline.h"
 #include "quantd/v1/server.grpc.pb.h"
 #include "server/service/messages.h"
 
@@ -44,7 +45,7 @@ class ServerService final : public v1::Server::CallbackService {
   void AddCapabilities() {
     const auto supported = [&](compute::Recipe recipe) {
       const auto resolved = compute::ResolveRecipe(recipe);
-      return resolved.ok() && backends_.front()->Supports(*resolved).ok();
+      return resolved.ok() && compute::CheckRunnable(*backends_.front(), *resolved).ok();
     };
     for (int i = v1::Format_MIN + 1; i <= v1::Format_MAX; ++i) {
       v1::Recipe message;

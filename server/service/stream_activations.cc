@@ -65,8 +65,7 @@ class StreamActivationsReactor final
       case v1::StreamActivationsRequest::kFlush:
         if (stream_ == nullptr) return End(InvalidField("flush", "expected a header first"));
         stream_->Flush();
-        StartRead(&request_);
-        return;
+        return ReadMore();
       default:
         End(InvalidField("message", "expected header, chunk or flush, got none"));
     }
@@ -110,7 +109,7 @@ class StreamActivationsReactor final
         },
     });
     Acknowledge({stream_->durable_seq(), stream_->durable_seq()});
-    StartRead(&request_);
+    ReadMore();
   }
 
   void OnChunk(v1::ActivationChunk& message) {
@@ -134,7 +133,7 @@ class StreamActivationsReactor final
         return;
       }
     }
-    StartRead(&request_);
+    ReadMore();
   }
 
   void ResumeReading() {
@@ -143,7 +142,13 @@ class StreamActivationsReactor final
       if (!paused_ || ending_ || stream_->queued_bytes() >= credit_bytes_) return;
       paused_ = false;
     }
-    StartRead(&request_);
+    ReadMore();
+  }
+
+  // Once Finish was called, gRPC may be done with the call at any time.
+  void ReadMore() {
+    absl::MutexLock lock(&mutex_);
+    if (!finished_) StartRead(&request_);
   }
 
   // The client closed its side, or is gone.

@@ -37,7 +37,7 @@ class JobStore {
   virtual absl::StatusOr<std::vector<JobRecord>> UnfinishedJobs() = 0;
   // Reads, lets `change` edit and writes back, in one transaction. `change` may edit state,
   // end_time, finished_layers and the layers' fields, not keys; an error from it rolls back and is
-  // returned. `artifacts` that `change` fills are inserted with it.
+  // returned. It must not call the store. `artifacts` that `change` fills are inserted with it.
   virtual absl::StatusOr<JobRecord> UpdateJob(
       absl::string_view tenant, absl::string_view job,
       absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change) = 0;

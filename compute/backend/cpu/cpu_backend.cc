@@ -54,6 +54,14 @@ absl::Status CheckSecondMoment(const DeviceTensor& moment, int64_t cols) {
                     absl::StrCat("[", cols, ", ", cols, "] or diagonal blocks of it"), moment);
 }
 
+int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total_pages = 0;
+  int64_t resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGE_SIZE);
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : pool_(threads) {}
@@ -63,7 +71,8 @@ class CpuBackend final : public Backend {
     return {.name = "cpu",
             .description = absl::StrCat(CpuModel(), ", ", pool_.threads(),
                                         pool_.threads() == 1 ? " thread" : " threads"),
-            .memory_bytes = memory};
+            .memory_bytes = memory,
+            .used_bytes = ResidentBytes()};
   }
 
   // Every op of the contract takes every format and transform here.

@@ -32,25 +32,11 @@ void MultiplyTransposed(int64_t m, int64_t n, int64_t k, const double* a, int64_
               Int(ldb), 0.0, c, Int(ldc));
 }
 
-void TransposedMultiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                        const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  UseOneThread();
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, Int(m), Int(n), Int(k), 1.0f, a, Int(lda), b,
-              Int(ldb), beta, c, Int(ldc));
-}
-
 void TransposedMultiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda,
-                        const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+                        const double* b, int64_t ldb, double* c, int64_t ldc) {
   UseOneThread();
   cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, Int(m), Int(n), Int(k), 1.0, a, Int(lda), b,
-              Int(ldb), beta, c, Int(ldc));
-}
-
-void GramLower(int64_t n, int64_t k, const float* a, int64_t lda, float beta, float* c,
-               int64_t ldc) {
-  UseOneThread();
-  cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, Int(n), Int(k), 1.0f, a, Int(lda), beta, c,
-              Int(ldc));
+              Int(ldb), 0.0, c, Int(ldc));
 }
 
 void GramLower(int64_t n, int64_t k, const double* a, int64_t lda, double beta, double* c,

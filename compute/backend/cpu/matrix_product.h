@@ -12,14 +12,10 @@ void Multiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, con
 // c (m x n) = a (m x k) b^T, b being n x k.
 void MultiplyTransposed(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda,
                         const double* b, int64_t ldb, double* c, int64_t ldc);
-// c (m x n) = beta c + a^T b, a being k x m and b k x n.
-void TransposedMultiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                        const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+// c (m x n) = a^T b, a being k x m and b k x n.
 void TransposedMultiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda,
-                        const double* b, int64_t ldb, double beta, double* c, int64_t ldc);
+                        const double* b, int64_t ldb, double* c, int64_t ldc);
 // The lower triangle of c (n x n) = beta c + a^T a, a being k x n.
-void GramLower(int64_t n, int64_t k, const float* a, int64_t lda, float beta, float* c,
-               int64_t ldc);
 void GramLower(int64_t n, int64_t k, const double* a, int64_t lda, double beta, double* c,
                int64_t ldc);
 

@@ -177,7 +177,7 @@ absl::StatusOr<double> CpuMeasureSpread(WorkerPool& pool, Stream& stream,
     };
     for (int64_t k = begin; k < end; ++k) {
       if (!stream.CheckCancelled().ok()) return;
-      TransposedMultiply(size, size, rows, w + k * size, cols, w + k * size, cols, 0.0, gram.data(),
+      TransposedMultiply(size, size, rows, w + k * size, cols, w + k * size, cols, gram.data(),
                          size);
       const int64_t at = k * size * size;
       std::vector<double> a(size);

@@ -10,14 +10,14 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "compute/backend/cpu/gram_sum.h"
 #include "compute/backend/cpu/matrix_product.h"
+#include "compute/backend/cpu/panel_buffer.h"
 
 namespace quantd::compute {
 namespace {
 
 constexpr int64_t kRowGrain = 16;  // rows a thread converts at a time
-constexpr int64_t kMaxTile = 384;  // columns of a tile; its float32 product stays in the L2 cache
-constexpr int64_t kMinTile = 128;
 
 // Squares summed over a slice stay normal float32 numbers within these bounds of the exponent.
 constexpr uint32_t kLowestExponent = 127 - 50;
@@ -45,38 +45,183 @@ int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
   return -1;
 }
 
-// Enough tiles to keep the pool busy, large enough to be products and not copies. Depends on the
-// columns alone, lest the number of threads show in the bits.
-int64_t TileColumns(int64_t cols) {
-  const int64_t eighth = (cols / 8 + 31) / 32 * 32;
-  return std::clamp(eighth, kMinTile, kMaxTile);
-}
+// The open slice of the token stream: up to kSliceTokens rows, in the narrowest precision that
+// holds all of them.
+class Slice {
+ public:
+  // `narrow_width`: of the panels of floats; 0 to keep every slice in float64.
+  Slice(WorkerPool& pool, int64_t cols, int64_t narrow_width, int64_t wide_width)
+      : pool_(pool), cols_(cols), narrow_width_(narrow_width), wide_width_(wide_width) {
+    Clear();
+  }
 
-struct Tile {
-  int64_t row;
-  int64_t col;
+  int64_t rows() const { return rows_; }
+  bool is_wide() const { return is_wide_; }
+  const PanelBuffer<float>& narrow() const { return narrow_; }
+  const PanelBuffer<double>& wide() const { return wide_; }
+
+  // Puts rows behind those that are there. They fit.
+  void Append(DType dtype, const std::byte* rows, int64_t count) {
+    if (!is_wide_ && !AppendNarrow(dtype, rows, count)) Widen();
+    if (is_wide_) AppendWide(dtype, rows, count);
+    rows_ += count;
+  }
+
+  void Clear() {
+    rows_ = 0;
+    is_wide_ = false;
+    if (narrow_width_ == 0) {
+      Widen();
+    } else if (narrow_.empty()) {
+      narrow_ = PanelBuffer<float>(kSliceTokens, cols_, narrow_width_);
+    }
+  }
+
+  std::vector<double> Rows() const {
+    std::vector<double> rows(rows_ * cols_);
+    for (int64_t row = 0; row < rows_; ++row) {
+      if (is_wide_) {
+        wide_.ReadRow(row, rows.data() + row * cols_);
+      } else {
+        narrow_.ReadRow(row, rows.data() + row * cols_);
+      }
+    }
+    return rows;
+  }
+
+ private:
+  // False where a value needs more than bfloat16.
+  bool AppendNarrow(DType dtype, const std::byte* rows, int64_t count) {
+    std::atomic<bool> all_fit{true};
+    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
+    pool_.ParallelFor(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
+      std::vector<float> values(cols_);
+      std::vector<double> exact(dtype == DType::kF64 ? cols_ : 0);
+      for (int64_t row = begin; row < end && all_fit.load(std::memory_order_relaxed); ++row) {
+        ConvertToFloat(dtype, rows + row * row_bytes, cols_, values.data());
+        bool fits = AreModerateBf16(values.data(), cols_);
+        if (fits && dtype == DType::kF64) {
+          ConvertToDouble(dtype, rows + row * row_bytes, cols_, exact.data());
+          fits = std::equal(exact.begin(), exact.end(), values.begin());
+        }
+        if (!fits) all_fit.store(false, std::memory_order_relaxed);
+        narrow_.WriteRow(rows_ + row, values.data());
+      }
+    });
+    return all_fit.load(std::memory_order_relaxed);
+  }
+
+  void AppendWide(DType dtype, const std::byte* rows, int64_t count) {
+    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
+    pool_.ParallelFor(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
+      std::vector<double> values(cols_);
+      for (int64_t row = begin; row < end; ++row) {
+        ConvertToDouble(dtype, rows + row * row_bytes, cols_, values.data());
+        wide_.WriteRow(rows_ + row, values.data());
+      }
+    });
+  }
+
+  void Widen() {
+    if (wide_.empty()) wide_ = PanelBuffer<double>(kSliceTokens, cols_, wide_width_);
+    std::vector<float> values(cols_);
+    for (int64_t row = 0; row < rows_; ++row) {
+      narrow_.ReadRow(row, values.data());
+      wide_.WriteRow(row, values.data());
+    }
+    is_wide_ = true;
+  }
+
+  WorkerPool& pool_;
+  const int64_t cols_;
+  const int64_t narrow_width_;
+  const int64_t wide_width_;
+  int64_t rows_ = 0;
+  bool is_wide_ = false;  // which buffer holds the rows
+  PanelBuffer<float> narrow_;
+  PanelBuffer<double> wide_;  // made when first needed
 };
 
-// Tiles of the lower triangle, the costly ones (off the diagonal) first.
-std::vector<Tile> LowerTiles(int64_t cols, int64_t tile) {
-  std::vector<Tile> tiles;
-  for (int64_t i = 0; i < cols; i += tile) {
-    for (int64_t j = 0; j < i; j += tile) tiles.push_back({i, j});
+// Where full slices are summed up.
+class SliceSum {
+ public:
+  virtual ~SliceSum() = default;
+  virtual void Add(WorkerPool& pool, const Slice& slice) = 0;
+  // Both triangles, in the order of SecondMoment::sum().
+  virtual std::vector<double> Sum(WorkerPool& pool) const = 0;
+};
+
+class FullSliceSum final : public SliceSum {
+ public:
+  FullSliceSum(WorkerPool& pool, int64_t cols, const std::vector<double>& start)
+      : cols_(cols), sum_(cols) {
+    sum_.Load(pool, start.data());
   }
-  for (int64_t i = 0; i < cols; i += tile) tiles.push_back({i, i});
-  return tiles;
-}
+  void Add(WorkerPool& pool, const Slice& slice) override {
+    if (slice.is_wide()) {
+      sum_.Add(pool, slice.wide(), slice.rows());
+    } else {
+      sum_.Add(pool, slice.narrow(), slice.rows());
+    }
+  }
+  std::vector<double> Sum(WorkerPool& pool) const override {
+    std::vector<double> sum(cols_ * cols_);
+    sum_.Store(pool, sum.data());
+    return sum;
+  }
+
+ private:
+  const int64_t cols_;
+  GramSum sum_;
+};
+
+// A block is a panel of the slice.
+class BlockSliceSum final : public SliceSum {
+ public:
+  BlockSliceSum(int64_t block_size, std::vector<double> start)
+      : size_(block_size), sum_(std::move(start)) {}
+  void Add(WorkerPool& pool, const Slice& slice) override {
+    pool.ParallelFor(0, slice.wide().panels(), 4, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        GramLower(size_, slice.rows(), slice.wide().panel(k), size_, 1.0,
+                  sum_.data() + k * size_ * size_, size_);
+      }
+    });
+  }
+  std::vector<double> Sum(WorkerPool& /*pool*/) const override {
+    std::vector<double> sum = sum_;
+    for (auto block = sum.begin(); block != sum.end(); block += size_ * size_) {
+      for (int64_t i = 0; i < size_; ++i) {
+        for (int64_t j = 0; j < i; ++j) block[j * size_ + i] = block[i * size_ + j];
+      }
+    }
+    return sum;
+  }
+
+ private:
+  const int64_t size_;
+  std::vector<double> sum_;  // lower triangles
+};
 
 class CpuMomentAccumulator final : public MomentAccumulator {
  public:
   CpuMomentAccumulator(WorkerPool& pool, SecondMoment moment)
-      : pool_(pool), cols_(moment.spec().cols), moment_(std::move(moment)) {
-    narrow_.resize(kSliceTokens * cols_);
-    if (moment_.pending_rows() > 0) {
-      const absl::Span<const double> rows = moment_.pending();
-      Append(DType::kF64, reinterpret_cast<const std::byte*>(rows.data()), moment_.pending_rows());
-      moment_.SetPending({});
+      : pool_(pool),
+        cols_(moment.spec().cols),
+        moment_(std::move(moment)),
+        is_full_(moment_.spec().layout == MomentLayout::kFull),
+        slice_(pool, cols_, is_full_ ? GramSum::PanelWidth<float>() : 0,
+               is_full_ ? GramSum::PanelWidth<double>() : moment_.spec().block_size) {
+    std::vector<double> start = moment_.ReleaseSum();
+    if (is_full_) {
+      sum_ = std::make_unique<FullSliceSum>(pool, cols_, start);
+    } else {
+      sum_ = std::make_unique<BlockSliceSum>(moment_.spec().block_size, std::move(start));
     }
+    const absl::Span<const double> pending = moment_.pending();
+    slice_.Append(DType::kF64, reinterpret_cast<const std::byte*>(pending.data()),
+                  moment_.pending_rows());
+    moment_.SetPending({});
   }
 
   absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
@@ -85,10 +230,12 @@ class CpuMomentAccumulator final : public MomentAccumulator {
     Sample(key, first_token, dtype, tokens, data);
     const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
     for (int64_t done = 0; done < tokens;) {
-      const int64_t rows = std::min(tokens - done, kSliceTokens - filled_);
-      Append(dtype, data.data() + done * row_bytes, rows);
+      const int64_t rows = std::min(tokens - done, kSliceTokens - slice_.rows());
+      slice_.Append(dtype, data.data() + done * row_bytes, rows);
       done += rows;
-      if (filled_ == kSliceTokens) Fold();
+      if (slice_.rows() < kSliceTokens) break;
+      sum_->Add(pool_, slice_);
+      slice_.Clear();
     }
     moment_.AddTokens(tokens);
     moment_.AddChunkDigest(data);
@@ -97,14 +244,8 @@ class CpuMomentAccumulator final : public MomentAccumulator {
 
   absl::StatusOr<SecondMoment> Snapshot() override {
     SecondMoment snapshot = moment_;
-    Mirror(snapshot);
-    std::vector<double> pending(filled_ * cols_);
-    if (is_wide_) {
-      std::copy_n(wide_.begin(), pending.size(), pending.begin());
-    } else {
-      std::copy_n(narrow_.begin(), pending.size(), pending.begin());
-    }
-    snapshot.SetPending(std::move(pending));
+    snapshot.SetSum(sum_->Sum(pool_));
+    snapshot.SetPending(slice_.Rows());
     return snapshot;
   }
 
@@ -148,164 +289,12 @@ class CpuMomentAccumulator final : public MomentAccumulator {
     }
   }
 
-  // Puts rows behind those of the open slice. They fit.
-  void Append(DType dtype, const std::byte* rows, int64_t count) {
-    if (!is_wide_ && !AppendNarrow(dtype, rows, count)) Widen();
-    if (is_wide_) {
-      const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-      pool_.ParallelFor(0, count, kRowGrain, [&](int64_t b, int64_t e) {
-        ConvertToDouble(dtype, rows + b * row_bytes, (e - b) * cols_,
-                        wide_.data() + (filled_ + b) * cols_);
-      });
-    }
-    filled_ += count;
-  }
-
-  // False where a value needs more than bfloat16.
-  bool AppendNarrow(DType dtype, const std::byte* rows, int64_t count) {
-    std::atomic<bool> narrow{true};
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    pool_.ParallelFor(0, count, kRowGrain, [&](int64_t b, int64_t e) {
-      if (!narrow.load(std::memory_order_relaxed)) return;
-      float* to = narrow_.data() + (filled_ + b) * cols_;
-      const int64_t values = (e - b) * cols_;
-      ConvertToFloat(dtype, rows + b * row_bytes, values, to);
-      bool fits = AreModerateBf16(to, values);
-      if (fits && dtype == DType::kF64) {
-        std::vector<double> exact(values);
-        ConvertToDouble(dtype, rows + b * row_bytes, values, exact.data());
-        fits = std::equal(exact.begin(), exact.end(), to);
-      }
-      if (!fits) narrow.store(false, std::memory_order_relaxed);
-    });
-    return narrow.load(std::memory_order_relaxed);
-  }
-
-  void Widen() {
-    wide_.resize(kSliceTokens * cols_);
-    std::copy_n(narrow_.begin(), filled_ * cols_, wide_.begin());
-    is_wide_ = true;
-  }
-
-  void Fold() {
-    if (moment_.spec().layout == MomentLayout::kBlockDiagonal) {
-      FoldBlocks();
-    } else if (is_wide_) {
-      FoldWide();
-    } else {
-      FoldNarrow();
-    }
-    filled_ = 0;
-    is_wide_ = false;
-  }
-
-  void FoldBlocks() {
-    const int64_t width = moment_.spec().block_size;
-    double* sum = moment_.mutable_sum().data();
-    pool_.ParallelFor(0, cols_ / width, 4, [&](int64_t b, int64_t e) {
-      std::vector<double> panel(filled_ * width);
-      for (int64_t k = b; k < e; ++k) {
-        for (int64_t t = 0; t < filled_; ++t) {
-          const int64_t from = t * cols_ + k * width;
-          if (is_wide_) {
-            std::copy_n(wide_.data() + from, width, panel.data() + t * width);
-          } else {
-            std::copy_n(narrow_.data() + from, width, panel.data() + t * width);
-          }
-        }
-        GramLower(width, filled_, panel.data(), width, 1.0, sum + k * width * width, width);
-      }
-    });
-  }
-
-  template <typename Body>  // body(tile, rows, cols)
-  void ForLowerTiles(Body body) {
-    const int64_t width = TileColumns(cols_);
-    const std::vector<Tile> tiles = LowerTiles(cols_, width);
-    pool_.ParallelFor(0, static_cast<int64_t>(tiles.size()), 1, [&](int64_t b, int64_t e) {
-      for (int64_t t = b; t < e; ++t) {
-        body(tiles[t], std::min(width, cols_ - tiles[t].row),
-             std::min(width, cols_ - tiles[t].col));
-      }
-    });
-  }
-
-  void FoldWide() {
-    double* sum = moment_.mutable_sum().data();
-    ForLowerTiles([&](const Tile& tile, int64_t rows, int64_t cols) {
-      double* to = sum + tile.row * cols_ + tile.col;
-      if (tile.row == tile.col) {
-        GramLower(rows, filled_, wide_.data() + tile.row, cols_, 1.0, to, cols_);
-      } else {
-        TransposedMultiply(rows, cols, filled_, wide_.data() + tile.row, cols_,
-                           wide_.data() + tile.col, cols_, 1.0, to, cols_);
-      }
-    });
-  }
-
-  void FoldNarrow() {
-    ForLowerTiles([&](const Tile& tile, int64_t rows, int64_t cols) {
-      thread_local std::vector<float> product;
-      product.resize(rows * cols);
-      const bool diagonal = tile.row == tile.col;
-      if (diagonal) {
-        GramLower(rows, filled_, narrow_.data() + tile.row, cols_, 0.0f, product.data(), cols);
-      } else {
-        TransposedMultiply(rows, cols, filled_, narrow_.data() + tile.row, cols_,
-                           narrow_.data() + tile.col, cols_, 0.0f, product.data(), cols);
-      }
-      double* sum = moment_.mutable_sum().data();
-      for (int64_t i = 0; i < rows; ++i) {
-        double* to = sum + (tile.row + i) * cols_ + tile.col;
-        const float* from = product.data() + i * cols;
-        const int64_t end = diagonal ? i : cols;
-        for (int64_t j = 0; j < end; ++j) to[j] += from[j];
-      }
-      if (diagonal) FoldDiagonal(tile.row, rows);
-    });
-  }
-
-  // In float64: squares of discrete values are where float32 errors add up instead of cancelling.
-  void FoldDiagonal(int64_t first, int64_t count) {
-    thread_local std::vector<double> squares;
-    squares.assign(count, 0.0);
-    for (int64_t t = 0; t < filled_; ++t) {
-      const float* row = narrow_.data() + t * cols_ + first;
-      for (int64_t j = 0; j < count; ++j) squares[j] += static_cast<double>(row[j]) * row[j];
-    }
-    double* sum = moment_.mutable_sum().data();
-    for (int64_t j = 0; j < count; ++j) sum[(first + j) * (cols_ + 1)] += squares[j];
-  }
-
-  // Only the lower triangles are kept up to date.
-  void Mirror(SecondMoment& moment) {
-    const bool full = moment.spec().layout == MomentLayout::kFull;
-    const int64_t width = full ? cols_ : moment.spec().block_size;
-    double* sum = moment.mutable_sum().data();
-    constexpr int64_t kTile = 64;
-    pool_.ParallelFor(0, cols_, kTile, [&](int64_t begin, int64_t end) {
-      for (int64_t first = begin / width * width; first < end; first += width) {
-        double* block = sum + first * width;
-        const int64_t low = std::max(begin, first) - first;
-        const int64_t high = std::min(end, first + width) - first;
-        // Writes columns [low, high) above the diagonal, read from the same rows below it.
-        for (int64_t j0 = 0; j0 < high; j0 += kTile) {
-          for (int64_t i = low; i < high; ++i) {
-            const int64_t j1 = std::min(i, j0 + kTile);
-            for (int64_t j = j0; j < j1; ++j) block[j * width + i] = block[i * width + j];
-          }
-        }
-      }
-    });
-  }
-
   WorkerPool& pool_;
   const int64_t cols_;
-  SecondMoment moment_;        // lower triangles only
-  int64_t filled_ = 0;         // rows in the open slice
-  bool is_wide_ = false;       // which buffer holds the open slice
-  std::vector<float> narrow_;  // kSliceTokens x C
-  std::vector<double> wide_;   // the same, made when first needed
+  SecondMoment moment_;  // all but the sum and the pending rows
+  const bool is_full_;
+  Slice slice_;
+  std::unique_ptr<SliceSum> sum_;
 };
 
 }  // namespace

@@ -153,7 +153,8 @@ class ConditionalSolver {
  public:
   static absl::StatusOr<ConditionalSolver> Create(const BlockTransformProblem& p) {
     ConditionalSolver solver(p);
-    const MatrixXd moment = Eigen::Map<const RowMajorMatrix>(p.second_moment.data(), p.cols, p.cols);
+    const MatrixXd moment =
+        Eigen::Map<const RowMajorMatrix>(p.second_moment.data(), p.cols, p.cols);
     const double floor = moment.trace() > 0.0 ? 0.0 : kConditionalDamping;
     std::optional<MatrixXd> lower;
     for (double damping = kConditionalDamping; !lower.has_value(); damping *= 10.0) {
@@ -164,7 +165,8 @@ class ConditionalSolver {
     double energy = 0.0;
     for (int64_t block = 0; block < p.cols / p.block_size; ++block) {
       const int64_t begin = block * p.block_size;
-      solver.bases_.push_back(lower->block(begin, begin, p.block_size, p.block_size).transpose());
+      solver.bases_.emplace_back(
+          lower->block(begin, begin, p.block_size, p.block_size).transpose());
       energy += (BlockOf(p, block) * solver.bases_.back().transpose()).squaredNorm();
     }
     const double elements = static_cast<double>(p.rows) * static_cast<double>(p.cols);
@@ -222,9 +224,10 @@ absl::StatusOr<double> Store(const MatrixXd& tx, int64_t block, HostTransform& t
   const MatrixXd widened = rounded.cast<double>();
   const MatrixXd inverse = widened.partialPivLu().inverse();
   if (!widened.allFinite() || !inverse.allFinite()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "transform: block ", block, " does not fit float32; expected weights and activations whose "
-        "magnitudes differ by less"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("transform: block ", block,
+                     " does not fit float32; expected weights and activations whose "
+                     "magnitudes differ by less"));
   }
   using RowMajorFloat = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   Eigen::Map<RowMajorFloat>(to.tx.data() + block * b * b, b, b) = rounded;
@@ -275,16 +278,15 @@ absl::StatusOr<HostTransform> SolveAll(WorkerPool& pool, const BlockTransformPro
 
 absl::Status CheckSizes(const BlockTransformProblem& p) {
   if (p.block_size < 1 || p.cols < 1 || p.cols % p.block_size != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("weight: expected a multiple of ", p.block_size,
-                                                   " columns; got ", p.cols));
+    return absl::InvalidArgumentError(
+        absl::StrCat("weight: expected a multiple of ", p.block_size, " columns; got ", p.cols));
   }
   if (p.kind != TransformKind::kWus && p.kind != TransformKind::kWush) return absl::OkStatus();
   if (p.rows < 1 || p.weight.size() != static_cast<size_t>(p.rows * p.cols)) {
     return absl::InvalidArgumentError(absl::StrCat("weight: expected ", p.rows, " x ", p.cols,
                                                    " elements; got ", p.weight.size()));
   }
-  const int64_t expected =
-      p.cols * (p.solver == Solver::kMarginal ? p.block_size : p.cols);
+  const int64_t expected = p.cols * (p.solver == Solver::kMarginal ? p.block_size : p.cols);
   if (p.second_moment.size() != static_cast<size_t>(expected)) {
     return absl::InvalidArgumentError(absl::StrCat("second_moment: expected ", expected,
                                                    " elements; got ", p.second_moment.size()));
