@@ -163,8 +163,11 @@ JobEvents EventsFor(Metrics& metrics) {
                                           const compute::ErrorReport& report) {
     double seconds = 0.0;
     for (const auto& [stage, spent] : report.seconds) {
-      metrics.StageFinished(stage, spent);
-      seconds += spent;
+      if (stage == "total") {
+        seconds = spent;
+      } else {
+        metrics.StageFinished(stage, spent);
+      }
     }
     const auto recipe = compute::RecipeFromJson(report.recipe_json);
     if (recipe.ok()) {

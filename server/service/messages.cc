@@ -367,9 +367,10 @@ absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& text) {
     report.set_outcome(outcome->get<std::string>());
   }
   if (const auto seconds = json.find("seconds"); seconds != json.end() && seconds->is_object()) {
-    double total = 0.0;
-    for (const auto& stage : *seconds) total += stage.is_number() ? stage.get<double>() : 0.0;
-    report.set_device_seconds(total);
+    const auto total = seconds->find("total");
+    if (total != seconds->end() && total->is_number()) {
+      report.set_device_seconds(total->get<double>());
+    }
   }
   report.set_report_json(text);
   return report;
