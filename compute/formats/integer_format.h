@@ -11,7 +11,8 @@ namespace quantd::compute {
 // two's complement and measured against the rounded scale:
 //   kAbsmax:            scale amax / (2^(b-1) - 1),     value = code * scale
 //   kCompressedTensors: scale amax / ((2^b - 1) / 2),   value = code * scale
-//   kGaussianMse:       scale k_b * 2 / (2^b - 1) * RMS, value = (code + 1/2) * scale, code = floor;
+//   kGaussianMse:       scale k_b * 2 / (2^b - 1) * RMS, value = (code + 1/2) * scale, code =
+//   floor;
 //                       k_b is the clipping point of least squared error for Gaussian values (WUSH)
 std::unique_ptr<const NumberFormat> CreateIntegerFormat(int bits, int64_t group, ScaleRule rule);
 

@@ -61,9 +61,7 @@ class Mxfp4Format final : public NumberFormat {
     const int byte = FloorLog2(amax) + kE8m0Bias;
     return static_cast<uint8_t>(noclip_ ? std::clamp(byte, 2, 253) : std::clamp(byte - 2, 0, 252));
   }
-  double Step(uint8_t byte) const {
-    return noclip_ ? DecodeE8m0(byte) / 3.0 : DecodeE8m0(byte);
-  }
+  double Step(uint8_t byte) const { return noclip_ ? DecodeE8m0(byte) / 3.0 : DecodeE8m0(byte); }
 
   const bool noclip_;
 };

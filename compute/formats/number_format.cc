@@ -23,9 +23,9 @@ absl::Status CheckTensor(absl::string_view field, const Tensor& tensor, DType dt
                          int64_t cols) {
   const std::vector<int64_t> shape = {rows, cols};
   if (tensor.dtype() == dtype && tensor.shape() == shape) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      field, ": expected ", NameOf(dtype), " [", rows, ", ", cols, "]; got ",
-      NameOf(tensor.dtype()), " [", absl::StrJoin(tensor.shape(), ", "), "]"));
+  return absl::InvalidArgumentError(absl::StrCat(field, ": expected ", NameOf(dtype), " [", rows,
+                                                 ", ", cols, "]; got ", NameOf(tensor.dtype()),
+                                                 " [", absl::StrJoin(tensor.shape(), ", "), "]"));
 }
 
 absl::Status CheckGlobal(const NumberFormat& format, std::optional<float> global) {
@@ -122,19 +122,19 @@ absl::Status DecodeMatrix(const NumberFormat& format, const EncodedMatrix& encod
                      cols, "] of ", bits, "-bit elements"));
   }
   if (values.size() != static_cast<size_t>(rows * cols)) {
-    return absl::InvalidArgumentError(absl::StrCat("values: expected room for ", rows * cols,
-                                                   " elements; got ", values.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("values: expected room for ", rows * cols, " elements; got ", values.size()));
   }
   const ScaleGrid grid = format.grid();
   const int64_t scale_rows = CeilDivide(rows, grid.rows);
   const int64_t scale_cols = CeilDivide(cols, grid.cols);
-  if (absl::Status status = CheckTensor("weight_packed", encoded.codes, format.packed_dtype(), rows,
-                                        cols * bits / 8);
+  if (absl::Status status =
+          CheckTensor("weight_packed", encoded.codes, format.packed_dtype(), rows, cols * bits / 8);
       !status.ok()) {
     return status;
   }
-  if (absl::Status status = CheckTensor("weight_scale", encoded.scales, format.scale_dtype(),
-                                        scale_rows, scale_cols);
+  if (absl::Status status =
+          CheckTensor("weight_scale", encoded.scales, format.scale_dtype(), scale_rows, scale_cols);
       !status.ok()) {
     return status;
   }
@@ -151,7 +151,8 @@ absl::Status DecodeMatrix(const NumberFormat& format, const EncodedMatrix& encod
     UnpackCodes(packed + r * (cols * bits / 8), bits, absl::MakeSpan(codes));
     ForEachRun(ScaleGrid{1, grid.cols}, 1, cols, scales.data() + r / grid.rows * scale_cols,
                [&](int64_t begin, int64_t count, double scale) {
-                 format.Decode(codes.data() + begin, count, scale, values.data() + r * cols + begin);
+                 format.Decode(codes.data() + begin, count, scale,
+                               values.data() + r * cols + begin);
                });
   }
   return absl::OkStatus();

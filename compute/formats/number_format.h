@@ -38,9 +38,9 @@ class NumberFormat {
   // and stored scales, but with the scale rule that runs on the fly, token by token. Lives as long
   // as this object.
   virtual const NumberFormat& activation_format() const { return *this; }
-  virtual int element_bits() const = 0;     // 4 or 8
-  virtual DType scale_dtype() const = 0;    // as stored
-  virtual DType packed_dtype() const = 0;   // of weight_packed: U8, or F8_E4M3
+  virtual int element_bits() const = 0;    // 4 or 8
+  virtual DType scale_dtype() const = 0;   // as stored
+  virtual DType packed_dtype() const = 0;  // of weight_packed: U8, or F8_E4M3
   // Bits of the element's and the scale's mantissa, for the predicted loss of FP formats (WUSH,
   // section 3); unset for integers.
   virtual std::optional<int> element_mantissa_bits() const = 0;

@@ -51,11 +51,11 @@ class SafetensorsFile {
 
 // Serialized file: u64 little-endian header length, JSON header padded with spaces to 8 bytes, then
 // the tensors without gaps, sorted by alignment and name as the reference writer does.
-absl::StatusOr<std::string> SerializeSafetensors(absl::Span<const NamedTensor* const> tensors,
-                                                 const std::map<std::string, std::string>& metadata);
+absl::StatusOr<std::string> SerializeSafetensors(
+    absl::Span<const NamedTensor* const> tensors,
+    const std::map<std::string, std::string>& metadata);
 // Writes to `path` atomically (temporary file, fsync, rename).
-absl::Status WriteSafetensors(const std::string& path,
-                              absl::Span<const NamedTensor* const> tensors,
+absl::Status WriteSafetensors(const std::string& path, absl::Span<const NamedTensor* const> tensors,
                               const std::map<std::string, std::string>& metadata);
 
 }  // namespace quantd::compute

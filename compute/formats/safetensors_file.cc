@@ -28,7 +28,8 @@ absl::Status ReadAt(int fd, int64_t offset, absl::Span<std::byte> to, const std:
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return Errno("cannot read", path);
     if (got == 0) {
-      return absl::DataLossError(absl::StrCat(path, ": expected ", to.size(), " more bytes at ", offset));
+      return absl::DataLossError(
+          absl::StrCat(path, ": expected ", to.size(), " more bytes at ", offset));
     }
     to.remove_prefix(got);
     offset += got;
@@ -56,7 +57,8 @@ absl::Status WriteTensors(int fd, absl::Span<const NamedTensor* const> tensors,
     return status;
   }
   for (const NamedTensor* tensor : layout->order) {
-    if (absl::Status status = WriteAll(fd, tensor->tensor.bytes(), path); !status.ok()) return status;
+    if (absl::Status status = WriteAll(fd, tensor->tensor.bytes(), path); !status.ok())
+      return status;
   }
   // Disks report late that they are full: now, not after the rename.
   if (fsync(fd) != 0) return Errno("cannot write", path);
@@ -87,7 +89,8 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file"));
   }
   std::vector<std::byte> prefix(std::min<int64_t>(info.st_size, kLengthBytes));
-  if (absl::Status status = ReadAt(fd, 0, absl::MakeSpan(prefix), path); !status.ok()) return status;
+  if (absl::Status status = ReadAt(fd, 0, absl::MakeSpan(prefix), path); !status.ok())
+    return status;
   uint64_t length = 0;
   std::memcpy(&length, prefix.data(), prefix.size());
   if (length <= static_cast<uint64_t>(kMaxHeaderBytes) &&
@@ -98,7 +101,8 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   }
   absl::StatusOr<SafetensorsHeader> header = ParseSafetensorsHeader(prefix, info.st_size);
   if (!header.ok()) {
-    return absl::Status(header.status().code(), absl::StrCat(path, ": ", header.status().message()));
+    return absl::Status(header.status().code(),
+                        absl::StrCat(path, ": ", header.status().message()));
   }
   SafetensorsFile file;
   file.path_ = path;
@@ -122,8 +126,7 @@ absl::StatusOr<Tensor> SafetensorsFile::Read(absl::string_view name) const {
   return tensor;
 }
 
-absl::Status WriteSafetensors(const std::string& path,
-                              absl::Span<const NamedTensor* const> tensors,
+absl::Status WriteSafetensors(const std::string& path, absl::Span<const NamedTensor* const> tensors,
                               const std::map<std::string, std::string>& metadata) {
   // In the same directory: a rename must not cross file systems.
   const std::string temporary =
@@ -131,7 +134,7 @@ absl::Status WriteSafetensors(const std::string& path,
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return Errno("cannot create", temporary);
   absl::Cleanup remove_temporary = [&temporary] { unlink(temporary.c_str()); };
-  const absl::Status written = WriteTensors(fd, tensors, metadata, temporary);
+  absl::Status written = WriteTensors(fd, tensors, metadata, temporary);
   const int closed = close(fd);
   if (!written.ok()) return written;
   if (closed != 0) return Errno("cannot write", temporary);

@@ -89,7 +89,8 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   bool end_object() override {
     if (--depth_ == 0 || in_metadata_) return true;
     const RawEntry& entry = entries_.back();
-    if (entry.dtype.has_value() && entry.shape.has_value() && entry.offsets.has_value()) return true;
+    if (entry.dtype.has_value() && entry.shape.has_value() && entry.offsets.has_value())
+      return true;
     return Fail(absl::StrCat(Shown(entry.name), ": expected dtype, shape and data_offsets"));
   }
 
@@ -124,13 +125,14 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
  private:
   std::string Where() const {
-    if (depth_ == 2 && !in_metadata_) return absl::StrCat(Shown(entries_.back().name), ".", Shown(key_));
+    if (depth_ == 2 && !in_metadata_)
+      return absl::StrCat(Shown(entries_.back().name), ".", Shown(key_));
     return depth_ == 0 ? std::string("the header") : Shown(key_);
   }
   bool Unexpected(absl::string_view what) {
     return Fail(absl::StrCat("did not expect ", what, " in ", Where()));
   }
-  bool Fail(std::string message) {
+  bool Fail(absl::string_view message) {
     if (status_.ok()) {
       status_ = absl::InvalidArgumentError(absl::StrCat("safetensors header: ", message));
     }
@@ -160,7 +162,8 @@ absl::StatusOr<int64_t> BytesOf(const RawEntry& raw) {
   if (empty) return 0;
   for (int64_t dim : *raw.shape) {
     if (__builtin_mul_overflow(bytes, dim, &bytes)) {
-      return Bad(Shown(raw.name), ": shape [", absl::StrJoin(*raw.shape, ", "), "] overflows 64 bits");
+      return Bad(Shown(raw.name), ": shape [", absl::StrJoin(*raw.shape, ", "),
+                 "] overflows 64 bits");
     }
   }
   return bytes;
@@ -211,8 +214,8 @@ absl::StatusOr<const SafetensorsEntry*> SafetensorsHeader::Find(absl::string_vie
   if (entries.size() > kMaxNamesInError) {
     absl::StrAppend(&known, " and ", entries.size() - kMaxNamesInError, " more");
   }
-  return absl::NotFoundError(absl::StrCat("no tensor ", Shown(name), "; the file holds ",
-                                          known.empty() ? "none" : known));
+  return absl::NotFoundError(
+      absl::StrCat("no tensor ", Shown(name), "; the file holds ", known.empty() ? "none" : known));
 }
 
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(absl::Span<const std::byte> file_prefix,

@@ -21,8 +21,8 @@ absl::StatusOr<std::string> Quote(absl::string_view text) {
   const nlohmann::json value = std::string(text);
   std::string quoted = value.dump(-1, ' ', false, Handler::replace);
   if (quoted != value.dump(-1, ' ', false, Handler::ignore)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "safetensors: expected UTF-8; got '", absl::CHexEscape(text.substr(0, 64)), "'"));
+    return absl::InvalidArgumentError(absl::StrCat("safetensors: expected UTF-8; got '",
+                                                   absl::CHexEscape(text.substr(0, 64)), "'"));
   }
   return quoted;
 }
@@ -68,7 +68,7 @@ absl::StatusOr<SafetensorsLayout> LayOutSafetensors(
     return width_a != width_b ? width_a > width_b : a->name < b->name;
   });
   std::vector<absl::string_view> names;
-  for (const NamedTensor* tensor : tensors) names.push_back(tensor->name);
+  for (const NamedTensor* tensor : tensors) names.emplace_back(tensor->name);
   std::sort(names.begin(), names.end());
   if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
     return absl::InvalidArgumentError(absl::StrCat("safetensors: two tensors are named ", *twice));

@@ -42,7 +42,8 @@ struct Layer {
 Layer MakeLayer(int64_t rows, int64_t cols, int64_t tokens, uint64_t seed) {
   Layer layer;
   layer.weight = 0.02 * Normal(rows, cols, seed);
-  layer.inputs = Normal(tokens, cols, seed + 1) + Normal(tokens, 4, seed + 2) * Normal(4, cols, seed + 3);
+  layer.inputs =
+      Normal(tokens, cols, seed + 1) + Normal(tokens, 4, seed + 2) * Normal(4, cols, seed + 3);
   for (int64_t c = 0; c < cols; c += 7) layer.inputs.col(c) *= 12.0;
   return layer;
 }
@@ -56,21 +57,22 @@ std::vector<double> BlocksOf(const RowMajorMatrix& moment, int64_t b) {
   return blocks;
 }
 
-absl::StatusOr<HostTransform> Solve(const Layer& layer, TransformKind kind, Solver solver, int64_t b,
-                                    double damping = 1e-3, int threads = 2) {
+absl::StatusOr<HostTransform> Solve(const Layer& layer, TransformKind kind, Solver solver,
+                                    int64_t b, double damping = 1e-3, int threads = 2) {
   WorkerPool pool(threads);
   const RowMajorMatrix moment = layer.moment();
   const std::vector<double> blocks = BlocksOf(moment, b);
   const absl::Span<const double> full(moment.data(), moment.size());
   return SolveBlockTransforms(
-      pool, {.kind = kind,
-             .solver = solver,
-             .block_size = b,
-             .damping = damping,
-             .rows = layer.weight.rows(),
-             .cols = layer.weight.cols(),
-             .weight = absl::Span<const double>(layer.weight.data(), layer.weight.size()),
-             .second_moment = solver == Solver::kMarginal ? absl::Span<const double>(blocks) : full});
+      pool,
+      {.kind = kind,
+       .solver = solver,
+       .block_size = b,
+       .damping = damping,
+       .rows = layer.weight.rows(),
+       .cols = layer.weight.cols(),
+       .weight = absl::Span<const double>(layer.weight.data(), layer.weight.size()),
+       .second_moment = solver == Solver::kMarginal ? absl::Span<const double>(blocks) : full});
 }
 
 MatrixXd Tx(const HostTransform& transform, int64_t block, int64_t b) {
@@ -82,7 +84,9 @@ MatrixXd Tw(const HostTransform& transform, int64_t block, int64_t b) {
   return Eigen::Map<const RowMajorMatrix>(transform.tw.data() + block * b * b, b, b);
 }
 
-double RelativeDifference(const MatrixXd& a, const MatrixXd& b) { return (a - b).norm() / b.norm(); }
+double RelativeDifference(const MatrixXd& a, const MatrixXd& b) {
+  return (a - b).norm() / b.norm();
+}
 
 void ExpectInverseTransposes(const HostTransform& transform, int64_t b) {
   for (int64_t block = 0; block < static_cast<int64_t>(transform.tx.size()) / (b * b); ++block) {
@@ -96,11 +100,13 @@ TEST(JacobiSvd, AgreesWithEigen) {
     const MatrixXd g = Normal(n + 3, n, 100 + n);
     const RightSingular svd = SolveRightSingular(g);
     const Eigen::JacobiSVD<MatrixXd> reference(g);
-    EXPECT_LT((svd.values - reference.singularValues()).norm(), 1e-13 * reference.singularValues()[0]);
+    EXPECT_LT((svd.values - reference.singularValues()).norm(),
+              1e-13 * reference.singularValues()[0]);
     EXPECT_LT((svd.vectors.transpose() * svd.vectors - MatrixXd::Identity(n, n)).norm(), 1e-13 * n);
     const MatrixXd product = g * svd.vectors;
-    EXPECT_LT((product.transpose() * product -
-               MatrixXd(svd.values.cwiseAbs2().asDiagonal())).norm(), 1e-12 * g.squaredNorm());
+    EXPECT_LT(
+        (product.transpose() * product - MatrixXd(svd.values.cwiseAbs2().asDiagonal())).norm(),
+        1e-12 * g.squaredNorm());
   }
 }
 
@@ -116,8 +122,9 @@ TEST(JacobiSvd, SmallSingularValuesOfScaledColumnsKeepTheirDigits) {
 TEST(JacobiSvd, DegenerateMatricesHaveOrthogonalVectors) {
   MatrixXd one = MatrixXd::Zero(6, 6);
   one.col(2).setConstant(3.0);
-  for (const MatrixXd& g : {MatrixXd(MatrixXd::Zero(6, 6)), MatrixXd(MatrixXd::Identity(6, 6)), one,
-                            MatrixXd(Normal(6, 2, 1) * Normal(2, 6, 2)), MatrixXd(1e-200 * Normal(6, 6, 3))}) {
+  for (const MatrixXd& g :
+       {MatrixXd(MatrixXd::Zero(6, 6)), MatrixXd(MatrixXd::Identity(6, 6)), one,
+        MatrixXd(Normal(6, 2, 1) * Normal(2, 6, 2)), MatrixXd(1e-200 * Normal(6, 6, 3))}) {
     const RightSingular svd = SolveRightSingular(g);
     EXPECT_TRUE(svd.values.allFinite());
     EXPECT_LT((svd.vectors.transpose() * svd.vectors - MatrixXd::Identity(6, 6)).norm(), 1e-13);
@@ -135,7 +142,8 @@ TEST(MarginalSolver, BalancesWeightsAndActivations) {
   const Layer layer = MakeLayer(70, 96, 400, 1);
   const RowMajorMatrix moment = layer.moment();
   for (TransformKind kind : {TransformKind::kWus, TransformKind::kWush}) {
-    const absl::StatusOr<HostTransform> transform = Solve(layer, kind, Solver::kMarginal, b, damping);
+    const absl::StatusOr<HostTransform> transform =
+        Solve(layer, kind, Solver::kMarginal, b, damping);
     ASSERT_TRUE(transform.ok()) << transform.status();
     EXPECT_EQ(transform->damped_blocks, 0);
     EXPECT_EQ(transform->damping_max, damping);
@@ -152,7 +160,8 @@ TEST(MarginalSolver, BalancesWeightsAndActivations) {
       EXPECT_LT(RelativeDifference(weights, activations), 1e-5);  // of float32 rounding
       EXPECT_NEAR(weights.trace(), transform->trace[block], 1e-5 * weights.trace());
       if (kind == TransformKind::kWush) {  // H S H^T: every diagonal entry is tr(S) / B
-        for (double entry : weights.diagonal()) EXPECT_NEAR(entry, weights.trace() / b, 1e-5 * weights.trace() / b);
+        for (double entry : weights.diagonal())
+          EXPECT_NEAR(entry, weights.trace() / b, 1e-5 * weights.trace() / b);
       } else {  // S itself
         MatrixXd off = weights;
         off.diagonal().setZero();
@@ -180,7 +189,11 @@ TEST(MarginalSolver, MoreDampingIsAddedWhereAskedForTooLittle) {
   const RowMajorMatrix weight = Normal(20, b, 6);
   WorkerPool pool(1);
   const absl::StatusOr<HostTransform> transform = SolveBlockTransforms(
-      pool, {.kind = TransformKind::kWush, .block_size = b, .damping = 1e-3, .rows = 20, .cols = b,
+      pool, {.kind = TransformKind::kWush,
+             .block_size = b,
+             .damping = 1e-3,
+             .rows = 20,
+             .cols = b,
              .weight = absl::Span<const double>(weight.data(), weight.size()),
              .second_moment = absl::Span<const double>(moment.data(), moment.size())});
   ASSERT_TRUE(transform.ok()) << transform.status();
@@ -189,11 +202,16 @@ TEST(MarginalSolver, MoreDampingIsAddedWhereAskedForTooLittle) {
 
   moment(3, 3) = -50.0;
   const absl::StatusOr<HostTransform> refused = SolveBlockTransforms(
-      pool, {.kind = TransformKind::kWush, .block_size = b, .damping = 1e-3, .rows = 20, .cols = b,
+      pool, {.kind = TransformKind::kWush,
+             .block_size = b,
+             .damping = 1e-3,
+             .rows = 20,
+             .cols = b,
              .weight = absl::Span<const double>(weight.data(), weight.size()),
              .second_moment = absl::Span<const double>(moment.data(), moment.size())});
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(refused.status().ToString(), HasSubstr("second_moment: expected a positive semidefinite"));
+  EXPECT_THAT(refused.status().ToString(),
+              HasSubstr("second_moment: expected a positive semidefinite"));
 }
 
 struct Degenerate {
@@ -274,19 +292,27 @@ TEST(TransformSolver, RefusesSizesThatDoNotFit) {
   };
   EXPECT_THAT(solve({.kind = TransformKind::kHadamard, .block_size = 32, .cols = 48}),
               HasSubstr("multiple of 32"));
-  EXPECT_THAT(solve({.kind = TransformKind::kWus, .block_size = 8, .rows = 9, .cols = 8,
-                     .weight = values, .second_moment = values}),
+  EXPECT_THAT(solve({.kind = TransformKind::kWus,
+                     .block_size = 8,
+                     .rows = 9,
+                     .cols = 8,
+                     .weight = values,
+                     .second_moment = values}),
               HasSubstr("weight: expected 9 x 8 elements; got 64"));
-  EXPECT_THAT(solve({.kind = TransformKind::kWus, .block_size = 4, .rows = 8, .cols = 8,
-                     .weight = values, .second_moment = values}),
+  EXPECT_THAT(solve({.kind = TransformKind::kWus,
+                     .block_size = 4,
+                     .rows = 8,
+                     .cols = 8,
+                     .weight = values,
+                     .second_moment = values}),
               HasSubstr("second_moment: expected 32 elements; got 64"));
 }
 
 TEST(TransformSolver, DataFreeTransformsAreOrthogonal) {
   WorkerPool pool(2);
   for (TransformKind kind : {TransformKind::kHadamard, TransformKind::kRandom}) {
-    const absl::StatusOr<HostTransform> transform = SolveBlockTransforms(
-        pool, {.kind = kind, .block_size = 16, .seed = 7, .cols = 64});
+    const absl::StatusOr<HostTransform> transform =
+        SolveBlockTransforms(pool, {.kind = kind, .block_size = 16, .seed = 7, .cols = 64});
     ASSERT_TRUE(transform.ok()) << transform.status();
     EXPECT_NEAR(transform->condition_max, 1.0, 1e-6);
     EXPECT_TRUE(transform->trace.empty());
@@ -300,8 +326,8 @@ TEST(TransformSolver, DataFreeTransformsAreOrthogonal) {
 
 TEST(TransformSolver, HadamardIsSylvesters) {
   WorkerPool pool(1);
-  const auto transform = SolveBlockTransforms(
-      pool, {.kind = TransformKind::kHadamard, .block_size = 4, .cols = 4});
+  const auto transform =
+      SolveBlockTransforms(pool, {.kind = TransformKind::kHadamard, .block_size = 4, .cols = 4});
   ASSERT_TRUE(transform.ok());
   EXPECT_THAT(transform->tx, ::testing::ElementsAre(.5, .5, .5, .5, .5, -.5, .5, -.5, .5, .5, -.5,
                                                     -.5, .5, -.5, -.5, .5));
@@ -310,8 +336,9 @@ TEST(TransformSolver, HadamardIsSylvesters) {
 TEST(TransformSolver, RandomRotationsFollowTheSeedAndDifferByBlock) {
   WorkerPool pool(1);
   const auto solve = [&](uint64_t seed) {
-    return SolveBlockTransforms(pool, {.kind = TransformKind::kRandom, .block_size = 8,
-                                       .seed = seed, .cols = 16})->tx;
+    return SolveBlockTransforms(
+               pool, {.kind = TransformKind::kRandom, .block_size = 8, .seed = seed, .cols = 16})
+        ->tx;
   };
   const std::vector<float> once = solve(1);
   EXPECT_EQ(once, solve(1));
@@ -337,11 +364,15 @@ TEST_P(ConditionalGolden, ReproducesThePublishedTransforms) {
   const int64_t cols = file->header().Find(name + "/weight").value()->shape[1];
   const RowMajorMatrix weight = read(name + "/weight", cols);
   const RowMajorMatrix moment = read(name + "/second_moment", cols);
-  const RowMajorMatrix golden = read(absl::StrCat(name, "/", format, ".", kind, ".rtn.transform"), b);
+  const RowMajorMatrix golden =
+      read(absl::StrCat(name, "/", format, ".", kind, ".rtn.transform"), b);
   WorkerPool pool(2);
   const absl::StatusOr<HostTransform> transform = SolveBlockTransforms(
-      pool, {.kind = *ParseTransform(kind), .solver = Solver::kConditional, .block_size = b,
-             .rows = weight.rows(), .cols = cols,
+      pool, {.kind = *ParseTransform(kind),
+             .solver = Solver::kConditional,
+             .block_size = b,
+             .rows = weight.rows(),
+             .cols = cols,
              .weight = absl::Span<const double>(weight.data(), weight.size()),
              .second_moment = absl::Span<const double>(moment.data(), moment.size())});
   ASSERT_TRUE(transform.ok()) << transform.status();

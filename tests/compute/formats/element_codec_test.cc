@@ -32,7 +32,8 @@ std::vector<double> E2m1Values() {
 }
 
 TEST(E2m1, DecodesTheStandardsTable) {
-  EXPECT_THAT(E2m1Values(), ElementsAre(0, .5, 1, 1.5, 2, 3, 4, 6, -0.0, -.5, -1, -1.5, -2, -3, -4, -6));
+  EXPECT_THAT(E2m1Values(),
+              ElementsAre(0, .5, 1, 1.5, 2, 3, 4, 6, -0.0, -.5, -1, -1.5, -2, -3, -4, -6));
 }
 
 TEST(E2m1, EveryCodeSurvivesARoundTripIncludingTheSignOfZero) {
@@ -78,9 +79,9 @@ TEST(E2m1, SquaredErrorIsThatOfEncodingAndDecoding) {
 
 TEST(E4m3, DecodesTheStandardsLandmarks) {
   EXPECT_EQ(DecodeE4m3(0x00), 0.0);
-  EXPECT_EQ(DecodeE4m3(0x01), 0x1p-9);      // smallest subnormal
-  EXPECT_EQ(DecodeE4m3(0x07), 0x1.cp-7);    // largest subnormal
-  EXPECT_EQ(DecodeE4m3(0x08), 0x1p-6);      // smallest normal
+  EXPECT_EQ(DecodeE4m3(0x01), 0x1p-9);    // smallest subnormal
+  EXPECT_EQ(DecodeE4m3(0x07), 0x1.cp-7);  // largest subnormal
+  EXPECT_EQ(DecodeE4m3(0x08), 0x1p-6);    // smallest normal
   EXPECT_EQ(DecodeE4m3(0x38), 1.0);
   EXPECT_EQ(DecodeE4m3(0x7e), 448.0);
   EXPECT_EQ(DecodeE4m3(0xfe), -448.0);

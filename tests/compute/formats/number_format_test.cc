@@ -58,7 +58,8 @@ EncodedMatrix Encode(const NumberFormat& format, const std::vector<double>& valu
   format.PackScales(scales, encoded.global_scale, encoded.scales.bytes().data());
 
   std::vector<double> unpacked(scales.size());
-  format.UnpackScales(encoded.scales.bytes().data(), encoded.global_scale, absl::MakeSpan(unpacked));
+  format.UnpackScales(encoded.scales.bytes().data(), encoded.global_scale,
+                      absl::MakeSpan(unpacked));
   EXPECT_EQ(unpacked, scales) << "a scale does not survive its stored form";
   return encoded;
 }
@@ -149,7 +150,8 @@ TEST_P(EveryFormat, EveryCodeDecodesAndRoundsToItselfAndPacksExactly) {
 }
 
 TEST_P(EveryFormat, ExtremeGroupsStayFiniteAlsoInFloat32) {
-  std::vector<double> magnitudes = {0.0, 1e-45, 1e-38, 1e-30, 1e-10, 1.0, 1e10, 1e30, kLargestFloat};
+  std::vector<double> magnitudes = {0.0, 1e-45, 1e-38, 1e-30,        1e-10,
+                                    1.0, 1e10,  1e30,  kLargestFloat};
   for (double first : magnitudes) {
     for (double second : magnitudes) {
       std::vector<double> values = Normal(2 * kCols, 0.3, 4);
@@ -200,7 +202,9 @@ TEST_P(EveryFormat, DecodingRefusesWhatDoesNotFit) {
   std::vector<double> decoded(2 * kCols);
   EncodedMatrix good = Encode(*format_, values, 2, kCols);
 
-  EncodedMatrix wrong{.rows = 2, .cols = kCols, .codes = good.codes.Clone(),
+  EncodedMatrix wrong{.rows = 2,
+                      .cols = kCols,
+                      .codes = good.codes.Clone(),
                       .scales = *Tensor::Create(format_->scale_dtype(), {2, 77}),
                       .global_scale = good.global_scale};
   EXPECT_THAT(DecodeMatrix(*format_, wrong, absl::MakeSpan(decoded)).ToString(),
@@ -310,7 +314,8 @@ TEST(Nvfp4, GlobalPutsTheTensorsLargestGroupAtTheTopOfE4m3) {
 TEST(Nvfp4, ScaleIsTheRoundedAmaxAndNeverZeroForALiveGroup) {
   const auto format = NumberFormat::Create(Resolved(Format::kNvfp4, ScaleRule::kAmax), 16);
   const float global = 10.0f;
-  EXPECT_THAT(ScalesOf(*format, GroupWith(16, 6.0), global), ElementsAre(DecodeE4m3(EncodeE4m3(10.0)) / 10.0));
+  EXPECT_THAT(ScalesOf(*format, GroupWith(16, 6.0), global),
+              ElementsAre(DecodeE4m3(EncodeE4m3(10.0)) / 10.0));
   EXPECT_THAT(ScalesOf(*format, GroupWith(16, 1e-12), global), ElementsAre(0x1p-9 / 10.0));
   EXPECT_THAT(ScalesOf(*format, std::vector<double>(16, 0.0), global), ElementsAre(0.0));
   // Where the published code made NaN.

@@ -26,8 +26,8 @@ std::string FileOf(absl::string_view json, absl::string_view data = "") {
 }
 
 absl::StatusOr<SafetensorsHeader> Parse(absl::string_view file) {
-  return ParseSafetensorsHeader(
-      {reinterpret_cast<const std::byte*>(file.data()), file.size()}, static_cast<int64_t>(file.size()));
+  return ParseSafetensorsHeader({reinterpret_cast<const std::byte*>(file.data()), file.size()},
+                                static_cast<int64_t>(file.size()));
 }
 
 NamedTensor Named(std::string name, DType dtype, std::vector<int64_t> shape, uint8_t fill) {
@@ -40,7 +40,8 @@ class SafetensorsOnDisk : public ::testing::Test {
  protected:
   void SetUp() override {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = std::filesystem::path(::testing::TempDir()) / absl::StrCat("safetensors_", info->name());
+    directory_ =
+        std::filesystem::path(::testing::TempDir()) / absl::StrCat("safetensors_", info->name());
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
   }
@@ -104,7 +105,8 @@ TEST_F(SafetensorsOnDisk, ErrorsNameThePathAndLeaveNothingBehind) {
   EXPECT_EQ(SafetensorsFile::Open(Path("missing")).status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(SafetensorsFile::Open(directory_).status().ToString(), HasSubstr("regular file"));
   std::ofstream(Path("short")) << "abc";
-  EXPECT_THAT(SafetensorsFile::Open(Path("short")).status().ToString(), HasSubstr("at least 8 bytes"));
+  EXPECT_THAT(SafetensorsFile::Open(Path("short")).status().ToString(),
+              HasSubstr("at least 8 bytes"));
   const NamedTensor a = Named("a", DType::kU8, {3}, 1);
   const std::vector<const NamedTensor*> tensors = {&a};
   EXPECT_FALSE(WriteSafetensors(Path("no/such/directory"), tensors, {}).ok());
@@ -128,7 +130,8 @@ TEST(SafetensorsWriter, RefusesNamesThatAFileCannotCarry) {
   const NamedTensor broken = Named("\xff\xfe", DType::kU8, {1}, 0);
   for (const NamedTensor* tensor : {&reserved, &broken}) {
     const std::vector<const NamedTensor*> tensors = {tensor};
-    EXPECT_EQ(SerializeSafetensors(tensors, {}).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(SerializeSafetensors(tensors, {}).status().code(),
+              absl::StatusCode::kInvalidArgument);
   }
   EXPECT_FALSE(SerializeSafetensors({}, {{"key", "\xff"}}).ok());
 }
@@ -137,11 +140,11 @@ TEST(SafetensorsHeader, AcceptsWhatTheFormatAllows) {
   const absl::StatusOr<SafetensorsHeader> empty = Parse(FileOf("{}"));
   ASSERT_TRUE(empty.ok()) << empty.status();
   EXPECT_THAT(empty->entries, IsEmpty());
-  const absl::StatusOr<SafetensorsHeader> header =
-      Parse(FileOf(R"({"b":{"shape":[2],"data_offsets":[0,2],"dtype":"U8"},"__metadata__":{"k":"v"},)"
-                   R"("z":{"dtype":"F32","shape":[0,9],"data_offsets":[2,2]},)"
-                   R"("a":{"dtype":"I8","shape":[],"data_offsets":[2,3]}}   )",
-                   "123"));
+  const absl::StatusOr<SafetensorsHeader> header = Parse(
+      FileOf(R"({"b":{"shape":[2],"data_offsets":[0,2],"dtype":"U8"},"__metadata__":{"k":"v"},)"
+             R"("z":{"dtype":"F32","shape":[0,9],"data_offsets":[2,2]},)"
+             R"("a":{"dtype":"I8","shape":[],"data_offsets":[2,3]}}   )",
+             "123"));
   ASSERT_TRUE(header.ok()) << header.status();
   ASSERT_EQ(header->entries.size(), 3u);
   EXPECT_EQ(header->entries[0].name, "b");
@@ -180,14 +183,18 @@ std::vector<Hostile> HostileFiles() {
       {"NotAnEntry", FileOf(R"({"a":1})"), "did not expect a number in 'a'"},
       {"NullEntry", FileOf(R"({"a":null})"), "did not expect null"},
       {"SameNameTwice",
-       FileOf(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})"),
+       FileOf(
+           R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})"),
        "'a' occurs twice"},
-      {"MetadataTwice", FileOf(R"({"__metadata__":{},"__metadata__":{}})"), "__metadata__ occurs twice"},
-      {"MetadataKeyTwice", FileOf(R"({"__metadata__":{"k":"1","k":"2"}})"), "metadata 'k' occurs twice"},
+      {"MetadataTwice", FileOf(R"({"__metadata__":{},"__metadata__":{}})"),
+       "__metadata__ occurs twice"},
+      {"MetadataKeyTwice", FileOf(R"({"__metadata__":{"k":"1","k":"2"}})"),
+       "metadata 'k' occurs twice"},
       {"MetadataNumber", FileOf(R"({"__metadata__":{"k":1}})"), "did not expect a number in 'k'"},
       {"MetadataNested", FileOf(R"({"__metadata__":{"k":{}}})"), "did not expect an object in 'k'"},
       {"MissingShape", OneTensor(R"("dtype":"U8","data_offsets":[0,8])"), "expected dtype, shape"},
-      {"UnknownField", OneTensor(R"("dtype":"U8","shape":[8],"data_offsets":[0,8],"x":1)"), "'a'.'x'"},
+      {"UnknownField", OneTensor(R"("dtype":"U8","shape":[8],"data_offsets":[0,8],"x":1)"),
+       "'a'.'x'"},
       {"FieldTwice", OneTensor(R"("dtype":"U8","dtype":"U8","shape":[8],"data_offsets":[0,8])"),
        "'a'.'dtype' occurs twice"},
       {"UnknownDtype", OneTensor(R"("dtype":"Q4","shape":[8],"data_offsets":[0,8])"), "got 'Q4'"},
@@ -195,7 +202,8 @@ std::vector<Hostile> HostileFiles() {
        "did not expect a negative number"},
       {"FractionalDimension", OneTensor(R"("dtype":"U8","shape":[8.0],"data_offsets":[0,8])"),
        "did not expect a fraction"},
-      {"HugeDimension", OneTensor(R"("dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,8])"),
+      {"HugeDimension",
+       OneTensor(R"("dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,8])"),
        "exceeds 63 bits"},
       {"GiantDimension",
        OneTensor(R"("dtype":"U8","shape":[99999999999999999999999],"data_offsets":[0,8])"),
@@ -218,12 +226,14 @@ std::vector<Hostile> HostileFiles() {
       {"TrailingData", OneTensor(R"("dtype":"U8","shape":[4],"data_offsets":[0,4])"),
        "behind its last tensor"},
       {"Overlap",
-       FileOf(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[6],"data_offsets":[2,8]}})",
-              "12345678"),
+       FileOf(
+           R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[6],"data_offsets":[2,8]}})",
+           "12345678"),
        "(an overlap)"},
       {"GapBetween",
-       FileOf(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
-              "12345678"),
+       FileOf(
+           R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+           "12345678"),
        "(a gap)"},
   };
 }
@@ -254,8 +264,9 @@ TEST(SafetensorsHeader, TheHeaderAloneSufficesAsPrefix) {
   const std::vector<const NamedTensor*> tensors = {&a};
   const std::string file = *SerializeSafetensors(tensors, {});
   const size_t header_size = file.size() - 1200;
-  const absl::StatusOr<SafetensorsHeader> header = ParseSafetensorsHeader(
-      {reinterpret_cast<const std::byte*>(file.data()), header_size}, static_cast<int64_t>(file.size()));
+  const absl::StatusOr<SafetensorsHeader> header =
+      ParseSafetensorsHeader({reinterpret_cast<const std::byte*>(file.data()), header_size},
+                             static_cast<int64_t>(file.size()));
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(header->entries[0].size, 1200);
 }

@@ -61,7 +61,8 @@ TEST_P(WushGolden, CodesAndScalesGivenTheTransform) {
   std::vector<std::byte> packed_scales(scales.size());
   format->PackScales(scales, global, packed_scales.data());
   const Tensor golden_scales = Read(prefix + "scales");
-  EXPECT_TRUE(std::equal(packed_scales.begin(), packed_scales.end(), golden_scales.bytes().begin()));
+  EXPECT_TRUE(
+      std::equal(packed_scales.begin(), packed_scales.end(), golden_scales.bytes().begin()));
 
   std::vector<uint8_t> codes(rows * cols);
   for (int64_t g = 0; g < rows * cols / b; ++g) {
