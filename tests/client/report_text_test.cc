@@ -15,7 +15,7 @@ constexpr char kReport[] = R"({
   "sqnr_db_weight_only": 19.085,
   "baseline_identity_rtn_relative_output_error_weight_only": 0.05,
   "baseline_identity_rtn_gain_weight_only": 4.05,
-  "bits_per_weight": 4.25, "seconds": {"transform": 0.25, "quantize": 0.5}
+  "bits_per_weight": 4.25, "seconds": {"transform": 0.25, "quantize": 0.5, "total": 0.8}
 })";
 
 TEST(ReportTextTest, ShowsFiguresAndDashesForWhatWasNotMeasured) {
@@ -24,7 +24,7 @@ TEST(ReportTextTest, ShowsFiguresAndDashesForWhatWasNotMeasured) {
   EXPECT_THAT(text, HasSubstr("0.01235"));
   EXPECT_THAT(text, HasSubstr("19.09 dB"));
   EXPECT_THAT(text, HasSubstr("4.05x"));
-  EXPECT_THAT(text, HasSubstr("tokens 123456, computed in 0.75 s on cpu"));
+  EXPECT_THAT(text, HasSubstr("tokens 123456, computed in 0.80 s on cpu"));
   EXPECT_THAT(text, testing::ContainsRegex("hadamard, RTN +- +- +- +-"));
 }
 
