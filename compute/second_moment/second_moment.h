@@ -58,6 +58,9 @@ class SecondMoment {
   int64_t tokens() const { return tokens_; }
   absl::Span<const double> sum() const { return sum_; }
   absl::Span<double> mutable_sum() { return absl::MakeSpan(sum_); }
+  // Moves the sum out and back in, for accumulators that keep it in another order meanwhile.
+  std::vector<double> ReleaseSum() { return std::exchange(sum_, {}); }
+  void SetSum(std::vector<double> sum) { sum_ = std::move(sum); }
   const RowSample& sample() const { return sample_; }
   RowSample& mutable_sample() { return sample_; }
   void AddTokens(int64_t tokens) { tokens_ += tokens; }

@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/cpu/matrix_product.h"
+#include "compute/backend/cpu/gram_sum.h"
+#include "compute/backend/cpu/panel_buffer.h"
 #include "compute/backend/cpu/worker_pool.h"
 #include "compute/backend/registry.h"
 #include "compute/pipeline/pipeline.h"
@@ -69,24 +70,50 @@ T SpinFma(int64_t rounds) {
   return sum;
 }
 
-// GFLOP/s of all threads together.
+constexpr int kFlopsPerRound = 2 * 12 * kVectorBytes;  // divided by sizeof(T)
+
+// All threads at their peak for about `flops` operations.
+template <typename T>
+void SpinAllThreads(WorkerPool& pool, double flops) {
+  static volatile T sink;
+  const auto rounds = static_cast<int64_t>(flops * sizeof(T) / kFlopsPerRound / pool.threads());
+  std::vector<T> sums(pool.threads());
+  pool.ParallelFor(0, pool.threads(), 1, [&](int64_t b, int64_t) { sums[b] = SpinFma<T>(rounds); });
+  sink = sink + sums[0];
+}
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Work of `flops` operations beside the same number of multiply-adds in registers. The two take
+// turns, so that whatever else runs on the machine slows both.
+template <typename T>
+void PrintBesidePeak(WorkerPool& pool, const std::string& name, double flops,
+                     const std::function<void()>& work,
+                     nlohmann::ordered_json more = nlohmann::ordered_json::object()) {
+  work();
+  std::vector<double> work_seconds;
+  std::vector<double> peak_seconds;
+  double total = 0.0;
+  while (work_seconds.size() < 5 || (total < 1.0 && work_seconds.size() < 1000)) {
+    work_seconds.push_back(SecondsOf(work));
+    peak_seconds.push_back(SecondsOf([&] { SpinAllThreads<T>(pool, flops); }));
+    total += work_seconds.back() + peak_seconds.back();
+  }
+  const double seconds = Median(work_seconds);
+  const double peak = Median(peak_seconds);
+  more.update({{"fma_peak_gflops", flops / peak / 1e9},
+               {"ratio_to_peak", peak / seconds},
+               {"milliseconds", seconds * 1e3}});
+  Print(name, flops / seconds / 1e9, "GFLOP/s", more);
+}
+
 template <typename T>
 double FmaPeak(WorkerPool& pool) {
-  constexpr int64_t kRounds = 4'000'000;
-  const double flops = 2.0 * 12 * (kVectorBytes / sizeof(T)) * kRounds * pool.threads();
-  double best = 0.0;
-  volatile T sink = 0;
-  for (int run = 0; run < 5; ++run) {
-    const double seconds = SecondsOf([&] {
-      std::vector<T> sums(pool.threads());
-      pool.ParallelFor(0, pool.threads(), 1,
-                       [&](int64_t b, int64_t) { sums[b] = SpinFma<T>(kRounds); });
-      sink = sums[0];
-    });
-    best = std::max(best, flops / seconds / 1e9);
-  }
-  static_cast<void>(sink);
-  return best;
+  constexpr double kFlops = 4e9;
+  return kFlops / MedianSeconds([&] { SpinAllThreads<T>(pool, kFlops); }) / 1e9;
 }
 
 Tensor Random(DType dtype, std::vector<int64_t> shape, int seed) {
@@ -106,49 +133,40 @@ Tensor Random(DType dtype, std::vector<int64_t> shape, int seed) {
   return tensor;
 }
 
-// One square product over the pool, for what the BLAS reaches on this machine.
-void BenchProduct(WorkerPool& pool, int64_t size) {
-  const Tensor a = Random(DType::kF32, {size, size}, 1);
-  Tensor c = Tensor::Create(DType::kF32, {size, size}).value();
-  constexpr int64_t kTile = 384;
-  const int64_t across = (size + kTile - 1) / kTile;
-  const double seconds = MedianSeconds([&] {
-    pool.ParallelFor(0, across * across, 1, [&](int64_t b, int64_t e) {
-      for (int64_t tile = b; tile < e; ++tile) {
-        const int64_t i = tile / across * kTile;
-        const int64_t j = tile % across * kTile;
-        TransposedMultiply(std::min(kTile, size - i), std::min(kTile, size - j), size,
-                           a.as<float>().data() + i, size, a.as<float>().data() + j, size, 0.0f,
-                           c.as<float>().data() + i * size + j, size);
-      }
-    });
-  });
-  const double gflops = 2.0 * size * size * size / seconds / 1e9;
-  const double peak = FmaPeak<float>(pool);
-  Print("sgemm_" + std::to_string(size), gflops, "GFLOP/s",
-        {{"fma_peak_gflops", peak}, {"ratio_to_peak", gflops / peak}});
+// Operations of a product's lower triangle: what is counted is what is needed.
+double GramFlops(int64_t rows, int64_t cols) {
+  return static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(cols + 1);
 }
 
-// Products that the accumulator really computes: the lower triangle, T C (C + 1) operations.
+// The products of one slice alone.
+template <typename T>
+void BenchGram(WorkerPool& pool, int64_t cols) {
+  PanelBuffer<T> x(kSliceTokens, cols, GramSum::PanelWidth<T>());
+  const Tensor rows = Random(DType::kF32, {kSliceTokens, cols}, 1);
+  for (int64_t i = 0; i < kSliceTokens; ++i) x.WriteRow(i, rows.as<float>().data() + i * cols);
+  GramSum sum(cols);
+  const bool is_single = sizeof(T) == sizeof(float);
+  PrintBesidePeak<T>(pool, (is_single ? "gram_float32_" : "gram_float64_") + std::to_string(cols),
+                     GramFlops(kSliceTokens, cols), [&] { sum.Add(pool, x, kSliceTokens); });
+}
+
+// The same from chunks of activations: checks, sample, digest and conversion included.
+template <typename T>
 void BenchAccumulate(WorkerPool& pool, Backend& backend, DType dtype, int64_t cols) {
-  constexpr int64_t kTokens = 4 * kSliceTokens;
+  constexpr int64_t kTokens = kSliceTokens;
   const Tensor x = Random(dtype, {kTokens, cols}, 2);
   auto accumulator = backend.NewAccumulator({.cols = cols}, nullptr).value();
   int64_t token = 0;
-  const double seconds = MedianSeconds([&] {
-    const absl::Status status = accumulator->Add("bench", token, dtype, kTokens, x.bytes());
-    if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
-    token += kTokens;
-  });
-  const double flops = static_cast<double>(kTokens) * cols * (cols + 1);
-  const bool narrow = dtype == DType::kBF16;
-  const double peak = narrow ? FmaPeak<float>(pool) : FmaPeak<double>(pool);
-  Print("accumulate_" + std::string(narrow ? "bf16_" : "f32_") + std::to_string(cols),
-        flops / seconds / 1e9, "GFLOP/s",
-        {{"precision", narrow ? "float32" : "float64"},
-         {"fma_peak_gflops", peak},
-         {"ratio_to_peak", flops / seconds / 1e9 / peak},
-         {"tokens_per_second", kTokens / seconds}});
+  PrintBesidePeak<T>(
+      pool,
+      "accumulate_" + std::string(dtype == DType::kBF16 ? "bf16_" : "f32_") + std::to_string(cols),
+      GramFlops(kTokens, cols),
+      [&] {
+        const absl::Status status = accumulator->Add("bench", token, dtype, kTokens, x.bytes());
+        if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+        token += kTokens;
+      },
+      {{"precision", sizeof(T) == sizeof(float) ? "float32" : "float64"}});
 }
 
 void BenchRtn(Backend& backend, Format format, int64_t size) {
@@ -198,9 +216,10 @@ void Run(bool quick) {
   Print("fma_peak_float64", FmaPeak<double>(pool), "GFLOP/s", {{"threads", pool.threads()}});
   for (const int64_t size : {768, 1536, 4096}) {
     if (quick && size > 1536) continue;
-    BenchProduct(pool, size);
-    BenchAccumulate(pool, *backend, DType::kBF16, size);
-    BenchAccumulate(pool, *backend, DType::kF32, size);
+    BenchGram<float>(pool, size);
+    BenchGram<double>(pool, size);
+    BenchAccumulate<float>(pool, *backend, DType::kBF16, size);
+    BenchAccumulate<double>(pool, *backend, DType::kF32, size);
   }
   for (const int64_t size : {768, 4096}) {
     if (quick && size > 1536) continue;

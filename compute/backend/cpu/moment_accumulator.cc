@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -301,15 +302,18 @@ class CpuMomentAccumulator final : public MomentAccumulator {
 
 absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewCpuMomentAccumulator(
     WorkerPool& pool, const MomentSpec& spec, const SecondMoment* start) {
-  if (start == nullptr) {
-    absl::StatusOr<SecondMoment> empty = SecondMoment::Create(spec);
-    if (!empty.ok()) return empty.status();
-    return std::make_unique<CpuMomentAccumulator>(pool, *std::move(empty));
-  }
-  if (!(start->spec() == spec)) {
+  if (start != nullptr && !(start->spec() == spec)) {
     return absl::InvalidArgumentError("the second moment to continue from has another geometry");
   }
-  return std::make_unique<CpuMomentAccumulator>(pool, *start);
+  absl::StatusOr<SecondMoment> moment =
+      start == nullptr ? SecondMoment::Create(spec) : absl::StatusOr<SecondMoment>(*start);
+  if (!moment.ok()) return moment.status();
+  try {
+    return std::make_unique<CpuMomentAccumulator>(pool, *std::move(moment));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory to accumulate a second moment of ", spec.cols, " columns"));
+  }
 }
 
 }  // namespace quantd::compute
