@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from quantd.v1 import jobs_pb2
@@ -282,3 +284,49 @@ def test_a_broken_off_stream_is_continued(
     )
     assert get_statistic(server.api, name).tokens == len(many)
     assert seal(server.api, name).tokens == len(many)  # already sealed, as before
+
+
+def test_quantctl_outlives_its_server(
+    start_server: Callable[..., Server], weights: Path, tmp_path: Path
+) -> None:
+    """The server is killed while activations come in and started again: quantctl sends what was
+    not durable, nothing is counted twice, and the statistic is the one of an undisturbed run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start_server(
+        flags=(f"--listen=127.0.0.1:{port}",), config="durability { commit_bytes: 1048576 }"
+    )
+    many = np.tile(ACTIVATIONS, (1500, 1))  # 77 MB
+    save_file({"activations": many}, tmp_path / "many.safetensors")
+
+    def quantize(name: str) -> list[str]:
+        return [
+            *(str(bin_dir() / "client" / "cli" / "quantctl"), "--server", server.address),
+            *("quantize", "--weights", str(weights), "--statistic", name, "--format", "mxfp4"),
+            *("--activations", str(tmp_path / "many.safetensors"), "--transform", "wush"),
+            *("--out", str(tmp_path / name)),
+        ]
+
+    process = subprocess.Popen(quantize("killed"), stderr=subprocess.PIPE, text=True)
+
+    def durable() -> int:
+        try:
+            return int(get_statistic(server.api, server.api.statistic_name("killed")).tokens)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.NOT_FOUND
+            return 0
+
+    eventually(durable, "some tokens are durable")
+    server.kill()
+    assert process.poll() is None, "the stream was over before the server was killed"
+    server.restart()
+    _, errors = process.communicate(timeout=seconds(60))
+    assert process.returncode == 0, errors
+    subprocess.run(quantize("undisturbed"), check=True, timeout=seconds(60), capture_output=True)
+    killed, undisturbed = (
+        json.loads((tmp_path / name / "report.json").read_text())
+        for name in ("killed", "undisturbed")
+    )
+    assert killed["tokens"] == undisturbed["tokens"] == len(many)
+    assert killed["statistic_digest"] == undisturbed["statistic_digest"]
