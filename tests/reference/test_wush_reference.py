@@ -17,8 +17,8 @@ PUBLISHED_GLOBAL = {"mxfp4": 3.0, "nvfp4": 10.0}
 
 
 def inputs(case):
-    get = lambda name: TENSORS[f"{case}/{name}"].astype(np.float64)
-    return get("weight"), get("second_moment"), get("activations")
+    names = ("weight", "second_moment", "activations")
+    return tuple(TENSORS[f"{case}/{name}"].astype(np.float64) for name in names)
 
 
 def golden(case, fmt, transform):
@@ -122,7 +122,10 @@ def test_degenerate_layers_give_balanced_finite_transforms(fmt, kind):
 
 def test_balance_identities():
     rng = np.random.default_rng(3)
-    w, x = rng.standard_normal((50, 32)) * np.exp(rng.standard_normal(32)), rng.standard_normal((90, 32)) ** 3
+    w, x = (
+        rng.standard_normal((50, 32)) * np.exp(rng.standard_normal(32)),
+        rng.standard_normal((90, 32)) ** 3,
+    )
     m, damping = x.T @ x / 90, 1e-3
     mw = w.T @ w / 50
     t = ref.marginal(w, m, 32, damping, True)[0]
@@ -134,7 +137,9 @@ def test_balance_identities():
 
 
 def test_element_codecs_round_trip_and_break_ties_to_even():
-    assert np.array_equal(ref.encode_e2m1(ref.decode_e2m1(np.arange(16, dtype=np.uint8))), np.arange(16))
+    assert np.array_equal(
+        ref.encode_e2m1(ref.decode_e2m1(np.arange(16, dtype=np.uint8))), np.arange(16)
+    )
     midpoints = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0])
     assert np.array_equal(ref.encode_e2m1(midpoints), [0, 2, 2, 4, 4, 6, 6, 7])
     codes = np.array([c for c in range(256) if c & 127 != 127], np.uint8)

@@ -22,10 +22,16 @@ import numpy as np
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 # The 127 finite non-negative E4M3 values in code order; code 127 is NaN.
 E4M3 = np.array(
-    [m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7) for e in range(16) for m in range(8)]
+    [
+        m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7)
+        for e in range(16)
+        for m in range(8)
+    ]
 )[:127]
 # Mean-squared-error optimal clipping of a unit Gaussian with 2^b uniform levels, b = 2..8.
-GAUSSIAN_MSE = dict(zip(range(2, 9), (1.49353, 2.05107, 2.51393, 2.91609, 3.27660, 3.60105, 3.88494)))
+GAUSSIAN_MSE = dict(
+    zip(range(2, 9), (1.49353, 2.05107, 2.51393, 2.91609, 3.27660, 3.60105, 3.88494), strict=True)
+)
 BLOCK = {"mxfp4": 32, "nvfp4": 16}
 
 
@@ -112,7 +118,9 @@ def nvfp4_global(x: np.ndarray) -> float:
     return 448.0 * 6.0 / amax if amax > 0 else 1.0
 
 
-def quantize_nvfp4(x: np.ndarray, global_scale: float | None = None, rule: str = "amax") -> Quantized:
+def quantize_nvfp4(
+    x: np.ndarray, global_scale: float | None = None, rule: str = "amax"
+) -> Quantized:
     """amax: scale = e4m3(amax_group * global / 6). mse: of the seven codes from 4 below to 2 above
     that one, the scale with the smallest squared error of the group (the amax code wins ties)."""
     groups = _groups(x, 16)
@@ -154,7 +162,9 @@ def quantize_int(x: np.ndarray, bits: int, group: int, rule: str = "absmax") -> 
     return Quantized(codes.astype(np.int8).reshape(x.shape), scale, values.reshape(x.shape))
 
 
-def quantize(x: np.ndarray, fmt: str, global_scale: float | None = None, rule: str = "amax") -> Quantized:
+def quantize(
+    x: np.ndarray, fmt: str, global_scale: float | None = None, rule: str = "amax"
+) -> Quantized:
     return quantize_mxfp4(x) if fmt == "mxfp4" else quantize_nvfp4(x, global_scale, rule)
 
 
@@ -177,7 +187,9 @@ def fix_signs(u: np.ndarray) -> np.ndarray:
     return np.where(largest < 0, -1.0, 1.0)
 
 
-def marginal(w: np.ndarray, m: np.ndarray, block: int, damping: float, with_hadamard: bool) -> np.ndarray:
+def marginal(
+    w: np.ndarray, m: np.ndarray, block: int, damping: float, with_hadamard: bool
+) -> np.ndarray:
     """The paper's transform. Besides the relative damping, each block gets 1e-12 of the layer's
     mean diagonal, which is invisible in a live block and makes an all-zero block well defined."""
     rows, cols = w.shape
@@ -205,9 +217,17 @@ def conditional(w: np.ndarray, m: np.ndarray, block: int, with_hadamard: bool) -
     mean_diagonal = np.trace(m) / cols
     a = np.linalg.cholesky(m + 1e-2 * (mean_diagonal or 1.0) * np.eye(cols)).T
     # Mean square of all y, to keep an all-zero block invertible.
-    floor = 1e-6 * np.sqrt(sum(
-        np.sum((a[s, s] @ w[:, s].T) ** 2) for s in (slice(b, b + block) for b in range(0, cols, block))
-    ) / (rows * cols)) or 1.0
+    floor = (
+        1e-6
+        * np.sqrt(
+            sum(
+                np.sum((a[s, s] @ w[:, s].T) ** 2)
+                for s in (slice(b, b + block) for b in range(0, cols, block))
+            )
+            / (rows * cols)
+        )
+        or 1.0
+    )
     out = []
     for b in range(cols // block):
         s = slice(b * block, (b + 1) * block)
@@ -265,10 +285,12 @@ class Rtn:
     weight_and_activation: float
 
 
-def rtn(w, m, x, transform, fmt, *, fixed_global=None, rule="mse", search_activation_global=False) -> Rtn:
+def rtn(
+    w, m, x, transform, fmt, *, fixed_global=None, rule="mse", search_activation_global=False
+) -> Rtn:
     """Round to nearest. The transform is rounded to float32 first, and the weights are solved
-    against the rounded one. With search_activation_global the activations' global is the best of eight within one octave below
-    448*6/amax, judged by the output error on x."""
+    against the rounded one. With search_activation_global the activations' global is the best of
+    eight within one octave below 448*6/amax, judged by the output error on x."""
     t = transform.astype(np.float32).astype(np.float64)
     z = apply_blocks(w, weight_transform(t))
     xt = apply_blocks(x, t)
@@ -280,12 +302,17 @@ def rtn(w, m, x, transform, fmt, *, fixed_global=None, rule="mse", search_activa
     else:
         gw = nvfp4_global(z)
         wq = quantize_nvfp4(z, gw, rule)
-        tries = nvfp4_global(xt) * (GLOBAL_OCTAVE if search_activation_global else GLOBAL_OCTAVE[:1])
+        tries = nvfp4_global(xt) * (
+            GLOBAL_OCTAVE if search_activation_global else GLOBAL_OCTAVE[:1]
+        )
         y = x @ w.T
         gx = min(tries, key=lambda g: np.sum((quantize_nvfp4(xt, g).values @ wq.values.T - y) ** 2))
         xq = quantize_nvfp4(xt, gx)
     return Rtn(
-        t, wq, gw, gx,
+        t,
+        wq,
+        gw,
+        gx,
         weight_only_error(w, m, transform_back(wq.values, t)),
         weight_and_activation_error(w, x, xq.values, wq.values),
     )
@@ -309,8 +336,16 @@ def marginal_auto(w, m, sample, fmt, with_hadamard, **kwargs) -> tuple[float, Rt
 # Files
 # ---------------------------------------------------------------------------------------------
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8,
-           "I16": np.int16, "I32": np.int32, "I64": np.int64}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 
 
 def read_safetensors(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -322,5 +357,7 @@ def read_safetensors(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        tensors[name] = np.frombuffer(data[begin:end], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = np.frombuffer(data[begin:end], _DTYPES[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
     return tensors, metadata
