@@ -56,7 +56,8 @@ int main() {
   const bool kernel = KernelRuns();
   const bool cublas = CublasStarts();
   const bool cusolver = CusolverStarts();
-  std::printf("CUDA runtime %d, %d device(s): kernel %s, cuBLAS %s, cuSOLVER %s\n", runtime, devices,
-              kernel ? "ok" : "FAILED", cublas ? "ok" : "FAILED", cusolver ? "ok" : "FAILED");
+  std::printf("CUDA runtime %d, %d device(s): kernel %s, cuBLAS %s, cuSOLVER %s\n", runtime,
+              devices, kernel ? "ok" : "FAILED", cublas ? "ok" : "FAILED",
+              cusolver ? "ok" : "FAILED");
   return kernel && cublas && cusolver ? 0 : 1;
 }
