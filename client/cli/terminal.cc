@@ -139,7 +139,8 @@ std::string HumanBytes(int64_t bytes) {
 }
 
 std::string HumanSeconds(double seconds) {
-  if (seconds < 60) return absl::StrFormat(seconds < 10 ? "%.2f s" : "%.0f s", seconds);
+  if (seconds < 10) return absl::StrFormat("%.2f s", seconds);
+  if (seconds < 60) return absl::StrFormat("%.0f s", seconds);
   const int64_t whole = static_cast<int64_t>(seconds);
   if (whole < 3600) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
   return absl::StrCat(whole / 3600, " h ", whole % 3600 / 60, " min");
