@@ -29,6 +29,7 @@
 #include "server/metrics/metrics.h"
 #include "server/service/calibration_service.h"
 #include "server/service/jobs_service.h"
+#include "server/service/messages.h"
 #include "server/service/quantize_service.h"
 #include "server/service/results_service.h"
 #include "server/service/server_service.h"

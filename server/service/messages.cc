@@ -385,4 +385,13 @@ absl::StatusOr<int> PageSize(int32_t requested) {
   return requested == 0 ? kDefault : std::min<int>(requested, kMost);
 }
 
+absl::Status CheckChunkSize(absl::string_view data) {
+  const int64_t size = static_cast<int64_t>(data.size());
+  if (size <= kMaxChunkBytes) return absl::OkStatus();
+  return InvalidField("chunk.data", absl::StrFormat("expected at most %d bytes (limits."
+                                                    "max_chunk_bytes), got %d",
+                                                    kMaxChunkBytes, size),
+                      "CHUNK_TOO_LARGE");
+}
+
 }  // namespace quantd::server

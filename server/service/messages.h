@@ -39,4 +39,11 @@ absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& json);
 // The default where it is 0; INVALID_ARGUMENT for a negative size; capped at 1000.
 absl::StatusOr<int> PageSize(int32_t requested);
 
+// Bytes of the largest message that is taken; what stock clients take and send by default.
+inline constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
+// Bytes of a chunk's data that surely fit a message.
+inline constexpr int64_t kMaxChunkBytes = kMaxMessageBytes - (int64_t{64} << 10);
+// INVALID_ARGUMENT for chunk data above kMaxChunkBytes.
+absl::Status CheckChunkSize(absl::string_view data);
+
 }  // namespace quantd::server

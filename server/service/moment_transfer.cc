@@ -87,6 +87,7 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
 
   absl::Status OnChunk(const v1::StatisticChunk& chunk) {
     if (!header_.has_value()) return InvalidField("chunk", "expected a header first");
+    if (absl::Status s = CheckChunkSize(chunk.data()); !s.ok()) return s;
     const int64_t have = static_cast<int64_t>(bytes_.size());
     const int64_t count = static_cast<int64_t>(chunk.data().size());
     if (chunk.offset() != have) {

@@ -17,6 +17,16 @@
 namespace quantd::server {
 namespace {
 
+// Of the tensors' elements; a request without any is small whatever else it holds.
+int64_t InlineBytes(const v1::QuantizeTensorRequest& request) {
+  size_t bytes = 0;
+  for (const v1::InlineTensor* tensor :
+       {&request.weight(), &request.activations(), &request.second_moment()}) {
+    bytes += tensor->data().size() + sizeof(double) * tensor->values_size();
+  }
+  return static_cast<int64_t>(bytes);
+}
+
 absl::Status CheckMatrix(absl::string_view field, const v1::InlineTensor& tensor,
                          std::optional<int64_t> cols) {
   const bool is_matrix = tensor.shape_size() == 2 && tensor.shape(0) >= 1 && tensor.shape(1) >= 1;
@@ -120,7 +130,7 @@ class QuantizeService final : public v1::Quantize::CallbackService {
 
  private:
   absl::Status Run(const v1::QuantizeTensorRequest& request, v1::QuantizeTensorResponse& response) {
-    if (const auto size = static_cast<int64_t>(request.ByteSizeLong()); size > max_inline_bytes_) {
+    if (const int64_t size = InlineBytes(request); size > max_inline_bytes_) {
       return QuotaExceeded("INLINE_TOO_LARGE", "request",
                            absl::StrFormat("inline tensors may take %d bytes (limits."
                                            "max_inline_bytes), got %d; create a job instead",

@@ -13,11 +13,6 @@
 
 namespace quantd::server {
 
-// Bytes of the largest message that is taken; what stock clients take and send by default.
-inline constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
-// Bytes of a chunk's data that surely fit a message.
-inline constexpr int64_t kMaxChunkBytes = kMaxMessageBytes - (int64_t{64} << 10);
-
 // quantd.v1.Server: what this server is and can do. The arguments outlive the service.
 std::unique_ptr<grpc::Service> NewServerService(const CallEnvironment& environment,
                                                 std::string version,

@@ -119,6 +119,7 @@ class StreamActivationsReactor final
                                                                : "chunk.paired_data",
                               "expected none for a statistic of kind SECOND_MOMENT"));
     }
+    if (absl::Status s = CheckChunkSize(message.data()); !s.ok()) return End(s);
     metrics().BytesIn(Traffic::kActivations, static_cast<int64_t>(message.data().size()));
     ActivationChunk chunk;
     chunk.seq = message.seq();
