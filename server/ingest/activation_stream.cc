@@ -207,7 +207,7 @@ void ActivationStream::StartCommit() {
     if (status.ok()) {
       record.snapshot = *blob;
       status = self->jobs_.CommitStream(self->target_.tenant, self->target_.statistic, record);
-      if (!status.ok()) self->blobs_.Delete(blob->name).IgnoreError();
+      if (CertainlyUnchanged(status)) self->blobs_.Delete(blob->name).IgnoreError();
     }
     self->strand_.Post([self, status, record = std::move(record), started, first] {
       if (status.ok() && self->listener_.committed) {

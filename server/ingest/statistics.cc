@@ -116,6 +116,11 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::Open(const Declara
     return Unavailable("DRAINING", "the server is shutting down", absl::Seconds(5));
   }
   if (absl::Status status = d.spec.Validate(); !status.ok()) return InvalidField("header", status);
+  if (d.spec.cols > options_.max_dimension) {
+    return InvalidField("header.cols",
+                        absl::StrFormat("expected 1..%d (limits.max_dimension), got %d",
+                                        options_.max_dimension, d.spec.cols));
+  }
   const int64_t bytes = d.spec.SumElements() * static_cast<int64_t>(sizeof(double));
   if (bytes > options_.max_moment_bytes) {
     return InvalidField("header.cols",
@@ -228,7 +233,7 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
   if (absl::Status status = jobs_.SealStatistic(tenant, statistic, total->tokens(),
                                                 total->DigestHex(), *blob);
       !status.ok()) {
-    blobs_.Delete(blob->name).IgnoreError();
+    if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
     return status;
   }
   for (const StatisticStreamRecord& stream : record->streams) {
@@ -283,7 +288,7 @@ absl::StatusOr<StatisticRecord> Statistics::Import(const std::string& tenant,
   record.moment = *blob;
   if (absl::Status status = jobs_.InsertStatistic(record, options_.max_statistics_per_tenant);
       !status.ok()) {
-    blobs_.Delete(blob->name).IgnoreError();
+    if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
     return status;
   }
   sealed_(tenant, statistic);

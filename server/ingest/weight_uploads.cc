@@ -142,10 +142,14 @@ absl::StatusOr<UploadProgress> WeightUpload::Finish(absl::string_view sha256) {
         return absl::OkStatus();
       });
   if (!updated.ok()) {
-    if (blob.ok()) uploads_.blobs_.Delete(blob->name).IgnoreError();
+    // Kept unless the job is gone: its record still has the upload as staged, which resumes.
+    if (blob.ok() && absl::IsNotFound(updated.status())) {
+      uploads_.blobs_.Delete(blob->name).IgnoreError();
+    }
     return updated.status();
   }
   if (start_over) {
+    uploads_.blobs_.Delete(writer_->name()).IgnoreError();
     return Error(absl::StatusCode::kDataLoss, "DIGEST_MISMATCH",
                  absl::StrCat("finish.sha256: the uploaded bytes of ", NameOf(key_),
                               " have another SHA-256; the upload starts over"));
@@ -239,7 +243,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> WeightUploads::OpenStaging(const Lay
         return absl::OkStatus();
       });
   if (!recorded.ok()) {
-    blobs_.Delete((*writer)->name()).IgnoreError();
+    if (CertainlyUnchanged(recorded.status())) blobs_.Delete((*writer)->name()).IgnoreError();
     return recorded.status();
   }
   return writer;

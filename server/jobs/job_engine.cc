@@ -4,6 +4,7 @@
 #include <new>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "compute/formats/safetensors.h"
 #include "compute/pipeline/pipeline.h"
@@ -112,7 +113,43 @@ absl::Status JobEngine::Start() {
 }
 
 absl::StatusOr<JobEstimate> JobEngine::Validate(JobRecord& job) const {
-  return PrepareJob(job, options_.limits, *backends_.front());
+  absl::StatusOr<JobEstimate> estimate = PrepareJob(job, options_.limits, *backends_.front());
+  if (!estimate.ok()) return estimate;
+  if (absl::Status s = CheckStatistics(job); !s.ok()) return s;
+  return estimate;
+}
+
+// Those that exist already: others are looked at when they are there.
+absl::Status JobEngine::CheckStatistics(const JobRecord& job) const {
+  std::map<std::string, absl::StatusOr<StatisticRecord>> known;
+  for (size_t i = 0; i < job.layers.size(); ++i) {
+    const LayerRecord& layer = job.layers[i];
+    if (layer.statistic_id.empty()) continue;
+    const auto [found, is_new] = known.try_emplace(layer.statistic_id);
+    if (is_new) found->second = jobs_.GetStatistic(job.tenant, layer.statistic_id);
+    const absl::StatusOr<StatisticRecord>& statistic = found->second;
+    if (absl::IsNotFound(statistic.status())) continue;
+    if (!statistic.ok()) return statistic.status();
+    const std::string field = absl::StrCat("job.layers[", i, "].statistic");
+    if (statistic->spec.cols != layer.cols) {
+      return InvalidField(field, absl::StrFormat("expected one of %d columns, as the layer has, "
+                                                 "got one of %d",
+                                                 layer.cols, statistic->spec.cols));
+    }
+    if (statistic->spec.layout == compute::MomentLayout::kFull) continue;
+    if (compute::NeedsFullSecondMoment(layer.recipe)) {
+      return InvalidField(field, "expected a full second moment, which the recipe needs, got a "
+                                 "block-diagonal one");
+    }
+    if (compute::NeedsSecondMoment(layer.recipe) &&
+        statistic->spec.block_size % layer.recipe.transform_block_size != 0) {
+      return InvalidField(field, absl::StrFormat("expected diagonal blocks of a multiple of %d "
+                                                 "columns (transform_block_size), got %d",
+                                                 layer.recipe.transform_block_size,
+                                                 statistic->spec.block_size));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<JobRecord> JobEngine::Create(JobRecord job) {
@@ -416,7 +453,7 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
   }();
   if (!stored.ok()) {
     for (const ArtifactRecord& artifact : produced) {
-      blobs_.Delete(artifact.blob.name).IgnoreError();
+      if (CertainlyUnchanged(stored)) blobs_.Delete(artifact.blob.name).IgnoreError();
     }
     return absl::IsNotFound(stored) ? absl::CancelledError("the job was deleted") : stored;
   }

@@ -28,8 +28,8 @@ class BlobWriter {
   // fdatasync: everything appended is durable afterwards.
   virtual absl::Status Sync() = 0;
   // Verifies SHA-256 of what is on disk against `expected_sha256` (32 bytes; empty: just computes),
-  // then fsync, rename, fsync of the directory. DATA_LOSS on a mismatch; the staging file is then
-  // removed. The writer is done afterwards.
+  // then fsync, rename, fsync of the directory. DATA_LOSS on a mismatch; the staging file stays
+  // until its owner, having forgotten it, deletes it. The writer is done afterwards.
   virtual absl::StatusOr<BlobRef> Commit(absl::string_view expected_sha256) = 0;
 };
 
@@ -50,7 +50,7 @@ class BlobStore {
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> NewBlob(absl::string_view tenant) = 0;
   // Continues a staging file whose first `committed` bytes are durable: the rest is cut off. A blob
   // that was committed but that no record refers to yet becomes a staging file again.
-  // NOT_FOUND if there is neither; DATA_LOSS if it is shorter.
+  // DATA_LOSS if it is shorter or missing; with `committed` 0 a missing one is made.
   virtual absl::StatusOr<std::unique_ptr<BlobWriter>> ResumeBlob(absl::string_view name,
                                                                  int64_t committed) = 0;
   // Writes and commits in one step.

@@ -105,6 +105,12 @@ class Posix final : public FileSystem {
     return ::unlink(path.c_str()) == 0 ? absl::OkStatus() : ErrorOf(errno, "remove", path);
   }
 
+  absl::StatusOr<int64_t> FileSize(const std::string& path) override {
+    struct stat info;
+    if (::stat(path.c_str(), &info) != 0) return ErrorOf(errno, "size of", path);
+    return info.st_size;
+  }
+
   absl::StatusOr<bool> CreateDirectory(const std::string& path) override {
     if (::mkdir(path.c_str(), kDirectoryMode) == 0) return true;
     if (errno != EEXIST) return ErrorOf(errno, "create directory", path);

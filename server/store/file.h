@@ -37,6 +37,7 @@ class FileSystem {
   virtual absl::StatusOr<std::unique_ptr<File>> OpenForReading(const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
   virtual absl::Status Remove(const std::string& path) = 0;
+  virtual absl::StatusOr<int64_t> FileSize(const std::string& path) = 0;
   // True if it was made, false if it was there.
   virtual absl::StatusOr<bool> CreateDirectory(const std::string& path) = 0;
   virtual absl::Status SyncDirectory(const std::string& path) = 0;

@@ -17,10 +17,17 @@ struct Page {
   std::string next_token;  // empty: no more
 };
 
+// Whether a change that failed with `error` certainly did not happen. Otherwise (a failed sync,
+// say) the next start may find it done: the blobs that it would refer to must be kept; what nothing
+// refers to is collected at the start.
+inline bool CertainlyUnchanged(const absl::Status& error) {
+  return !error.ok() && !absl::IsInternal(error) && !absl::IsUnknown(error);
+}
+
 // Jobs, layers, statistics and artifacts. Every method is one transaction that is durable when it
 // returns OK. Errors: NOT_FOUND and ALREADY_EXISTS name the resource; RESOURCE_EXHAUSTED for a full
 // disk; INVALID_ARGUMENT for a page token that this store did not make; DATA_LOSS for a record that
-// cannot be read. Thread-safe.
+// cannot be read; INTERNAL where the outcome is unknown (CertainlyUnchanged). Thread-safe.
 class JobStore {
  public:
   virtual ~JobStore() = default;

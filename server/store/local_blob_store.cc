@@ -167,10 +167,7 @@ absl::StatusOr<BlobRef> LocalBlobWriter::Commit(absl::string_view expected_sha25
   refused_ = absl::FailedPreconditionError(absl::StrCat("blob ", path_.name, " is finished"));
 
   BlobRef blob{.name = path_.name, .size = size_, .sha256 = ""};
-  if (auto s = Verify(expected_sha256, blob.sha256); !s.ok()) {
-    if (absl::IsDataLoss(s)) files_.Remove(path_.staging).IgnoreError();
-    return s;
-  }
+  if (auto s = Verify(expected_sha256, blob.sha256); !s.ok()) return s;
   if (auto s = file_->Sync(); !s.ok()) return Refuse(absl::InternalError(s.message()));
   if (auto s = files_.Rename(path_.staging, path_.committed); !s.ok()) return Refuse(s);
   if (auto s = files_.SyncDirectory(path_.directory); !s.ok()) {
@@ -220,6 +217,8 @@ class LocalBlobStore final : public BlobStore {
 
  private:
   absl::Status MakeDirectory(const std::string& path, const std::string& parent);
+  absl::Status MakeDirectories(const BlobPath& path);
+  absl::StatusOr<std::unique_ptr<File>> OpenStaging(const BlobPath& path, int64_t committed);
   // Opens the file and compares its size.
   absl::StatusOr<std::unique_ptr<File>> OpenCommitted(const BlobRef& blob);
   // Calls visit(tenant, path, file name) for every file of the store.
@@ -236,6 +235,11 @@ absl::Status LocalBlobStore::MakeDirectory(const std::string& path, const std::s
   return *made ? files_.SyncDirectory(parent) : absl::OkStatus();
 }
 
+absl::Status LocalBlobStore::MakeDirectories(const BlobPath& path) {
+  if (auto s = MakeDirectory(path.tenant_directory, root_); !s.ok()) return s;
+  return MakeDirectory(path.directory, path.tenant_directory);
+}
+
 absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::NewBlob(absl::string_view tenant) {
   unsigned char random[kRandomBytes];
   if (RAND_bytes(random, sizeof(random)) != 1) {
@@ -244,12 +248,33 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::NewBlob(absl::string
   const absl::string_view bytes(reinterpret_cast<const char*>(random), sizeof(random));
   auto path = PathOf(root_, absl::StrCat(tenant, "/", absl::BytesToHexString(bytes)));
   if (!path.ok()) return path.status();
-  if (auto s = MakeDirectory(path->tenant_directory, root_); !s.ok()) return s;
-  if (auto s = MakeDirectory(path->directory, path->tenant_directory); !s.ok()) return s;
+  if (auto s = MakeDirectories(*path); !s.ok()) return s;
   auto file = files_.Create(path->staging);
   if (!file.ok()) return Annotate(file.status(), path->name);
   return std::make_unique<LocalBlobWriter>(files_, *std::move(path), *std::move(file), 0,
                                            /*directory_synced=*/false);
+}
+
+absl::StatusOr<std::unique_ptr<File>> LocalBlobStore::OpenStaging(const BlobPath& path,
+                                                                  int64_t committed) {
+  auto file = files_.OpenForWriting(path.staging);
+  if (absl::IsNotFound(file.status())) {
+    // A crash between the rename and the record that was to refer to the blob ...
+    absl::Status back = files_.Rename(path.committed, path.staging);
+    if (back.ok()) {
+      file = files_.OpenForWriting(path.staging);
+    } else if (absl::IsNotFound(back) && committed == 0) {
+      // ... or one after which the record is there and the empty file's name is not.
+      if (auto s = MakeDirectories(path); !s.ok()) return s;
+      file = files_.Create(path.staging);
+    } else if (absl::IsNotFound(back)) {
+      return DataLoss(path.name, absl::StrCat(committed, " bytes were durable, it is missing"));
+    } else {
+      return Annotate(back, path.name);
+    }
+  }
+  if (!file.ok()) return Annotate(file.status(), path.name);
+  return file;
 }
 
 absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::ResumeBlob(absl::string_view name,
@@ -259,15 +284,8 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::ResumeBlob(absl::str
   if (committed < 0) {
     return absl::InvalidArgumentError(absl::StrCat("committed: expected >= 0, got ", committed));
   }
-  auto file = files_.OpenForWriting(path->staging);
-  if (absl::IsNotFound(file.status())) {
-    // A crash between the rename and the record that was to refer to the blob.
-    if (auto s = files_.Rename(path->committed, path->staging); !s.ok()) {
-      return Annotate(s, path->name);
-    }
-    file = files_.OpenForWriting(path->staging);
-  }
-  if (!file.ok()) return Annotate(file.status(), path->name);
+  auto file = OpenStaging(*path, committed);
+  if (!file.ok()) return file.status();
   const auto size = (*file)->Size();
   if (!size.ok()) return Annotate(size.status(), path->name);
   if (*size < committed) {
@@ -379,10 +397,8 @@ absl::StatusOr<std::map<std::string, int64_t>> LocalBlobStore::StoredBytes() {
   std::map<std::string, int64_t> bytes;
   absl::Status walked =
       Walk([&](const std::string& tenant, const std::string& path, const std::string&) {
-        auto file = files_.OpenForReading(path);
-        if (absl::IsNotFound(file.status())) return absl::OkStatus();  // deleted meanwhile
-        if (!file.ok()) return file.status();
-        const auto size = (*file)->Size();
+        const auto size = files_.FileSize(path);
+        if (absl::IsNotFound(size.status())) return absl::OkStatus();  // deleted or renamed
         if (!size.ok()) return size.status();
         bytes[tenant] += *size;
         return absl::OkStatus();

@@ -164,20 +164,34 @@ TEST_F(LocalBlobStoreTest, ResumingNeedsEverythingThatWasDurable) {
   const absl::Status status = store_->ResumeBlob(writer->name(), 4).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr(writer->name()));
-  EXPECT_EQ(store_->ResumeBlob("acme/" + std::string(32, '0'), 0).status().code(),
-            absl::StatusCode::kNotFound);
+  EXPECT_EQ(store_->ResumeBlob("acme/" + std::string(32, '0'), 1).status().code(),
+            absl::StatusCode::kDataLoss);
   EXPECT_EQ(store_->ResumeBlob(writer->name(), -1).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
-TEST_F(LocalBlobStoreTest, AWrongDigestIsDataLossAndLeavesNothing) {
+// The record of a new upload may outlive the name of its empty file.
+TEST_F(LocalBlobStoreTest, ResumingNothingStartsAnew) {
+  const std::string name = "acme/" + std::string(32, '0');
+  auto writer = store_->ResumeBlob(name, 0);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  EXPECT_EQ((*writer)->name(), name);
+  ASSERT_TRUE((*writer)->Append(Bytes("abc")).ok());
+  const auto blob = (*writer)->Commit(Sha256("abc"));
+  ASSERT_TRUE(blob.ok()) << blob.status();
+  EXPECT_EQ(*store_->ReadAll(*blob), "abc");
+}
+
+TEST_F(LocalBlobStoreTest, AWrongDigestIsDataLossAndCommitsNothing) {
   auto writer = New();
   ASSERT_TRUE(writer->Append(Bytes("abc")).ok());
   const auto blob = writer->Commit(Sha256("abd"));
   EXPECT_EQ(blob.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(blob.status().message()), HasSubstr(writer->name()));
-  EXPECT_THAT(*store_->List(), IsEmpty());
+  EXPECT_FALSE(std::filesystem::exists(PathOf(writer->name())));
   EXPECT_EQ(writer->Append(Bytes("d")).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(store_->Delete(writer->name()).ok());
+  EXPECT_THAT(*store_->List(), IsEmpty());
 }
 
 TEST_F(LocalBlobStoreTest, AMalformedDigestIsRefusedAndTheWriterGoesOn) {
