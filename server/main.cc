@@ -148,6 +148,7 @@ StatisticsOptions MakeStatisticsOptions(const ServerConfig& config) {
   options.max_statistics_per_tenant = config.limits.max_statistics_per_tenant;
   options.max_streams_per_tenant = config.limits.max_streams_per_tenant;
   options.max_moment_bytes = config.limits.max_weight_bytes;
+  options.max_dimension = config.limits.max_dimension;
   return options;
 }
 

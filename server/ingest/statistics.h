@@ -26,6 +26,7 @@ struct StatisticsOptions {
   int max_statistics_per_tenant = 10000;
   int max_streams_per_tenant = 64;
   int64_t max_moment_bytes = int64_t{8} << 30;  // of one sum, in memory
+  int64_t max_dimension = int64_t{1} << 20;
 };
 
 // Durable second moments and the streams that feed them. Thread-safe.

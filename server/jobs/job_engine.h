@@ -107,6 +107,7 @@ class JobEngine {
   };
 
   void RefreshLocked(const JobKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckStatistics(const JobRecord& job) const;
   absl::StatusOr<bool> IsReady(const JobRecord& job, const LayerGroup& group) const;
   absl::StatusOr<std::set<std::string>> ReadyGroups(const JobKey& key) const;
   void NotifyLocked(const JobKey& key) ABSL_SHARED_LOCKS_REQUIRED(mutex_);

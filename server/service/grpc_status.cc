@@ -9,6 +9,17 @@
 namespace quantd::server {
 namespace {
 
+// Unset for a request that fails however often it is repeated (a delay of zero).
+std::optional<absl::Duration> RetryAfter(const absl::Status& status, const ErrorDetails& details) {
+  // Quotas and full disks of lower layers: somebody may delete something.
+  constexpr absl::Duration kUntilThereIsRoom = absl::Seconds(10);
+  if (details.retry_after == absl::ZeroDuration()) return std::nullopt;
+  if (!details.retry_after.has_value() && absl::IsResourceExhausted(status)) {
+    return kUntilThereIsRoom;
+  }
+  return details.retry_after;
+}
+
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
   google::rpc::Status rpc;
   rpc.set_code(static_cast<int>(status.code()));
@@ -33,10 +44,10 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     violation->set_description(std::string(description));
     rpc.add_details()->PackFrom(bad);
   }
-  if (details.precondition_type.has_value()) {
+  if (status.code() == absl::StatusCode::kFailedPrecondition) {
     google::rpc::PreconditionFailure failure;
     auto* violation = failure.add_violations();
-    violation->set_type(*details.precondition_type);
+    violation->set_type(details.precondition_type.value_or(details.reason));
     violation->set_subject(details.subject.value_or(""));
     violation->set_description(std::string(status.message()));
     rpc.add_details()->PackFrom(failure);
@@ -48,9 +59,10 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     violation->set_description(std::string(status.message()));
     rpc.add_details()->PackFrom(failure);
   }
-  if (details.retry_after.has_value()) {
+  const std::optional<absl::Duration> retry_after = RetryAfter(status, details);
+  if (retry_after.has_value()) {
     google::rpc::RetryInfo retry;
-    const int64_t milliseconds = absl::ToInt64Milliseconds(*details.retry_after);
+    const int64_t milliseconds = absl::ToInt64Milliseconds(*retry_after);
     retry.mutable_retry_delay()->set_seconds(milliseconds / 1000);
     retry.mutable_retry_delay()->set_nanos(static_cast<int>(milliseconds % 1000) * 1000000);
     rpc.add_details()->PackFrom(retry);

@@ -1,10 +1,13 @@
 #include "server/service/jobs_service.h"
 
+#include <algorithm>
 #include <optional>
 #include <random>
 #include <string>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "quantd/v1/jobs.grpc.pb.h"
@@ -23,8 +26,16 @@ std::string RandomJobId() {
 
 absl::StatusOr<std::string> ChooseJobId(const std::string& requested) {
   if (requested.empty()) return RandomJobId();
-  if (absl::Status s = CheckId("job_id", requested, 63); !s.ok()) return s;
-  return requested;
+  const bool well_formed =
+      requested.size() <= 63 && std::all_of(requested.begin(), requested.end(), [](char c) {
+        return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-';
+      });
+  if (well_formed) return requested;
+  return InvalidField("job_id",
+                      absl::StrCat("expected [a-z0-9-]{1,63}, got \"",
+                                   absl::CHexEscape(requested.substr(0, 80)), "\" (",
+                                   requested.size(), " bytes)"),
+                      "INVALID_NAME");
 }
 
 class JobsService final : public v1::Jobs::CallbackService {

@@ -61,6 +61,11 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
     if (header.dtype() != v1::F64 && header.dtype() != v1::F32) {
       return InvalidField("header.dtype", "expected F64 or F32");
     }
+    if (!v1::MomentNormalization_IsValid(header.normalization())) {
+      return InvalidField("header.normalization",
+                          absl::StrCat("expected SUM or MEAN, got ",
+                                       static_cast<int>(header.normalization())));
+    }
     if (header.tokens() < 1) {
       return InvalidField("header.tokens",
                           absl::StrCat("expected at least 1 token, got ", header.tokens()),

@@ -17,10 +17,10 @@ constexpr size_t kMaxId = 256;
 constexpr size_t kMaxArtifactId = kMaxId + 16;  // a layer's id and a suffix
 constexpr absl::string_view kInvalidName = "INVALID_NAME";
 
-// What came, fit to be shown: no control characters, not longer than a line.
+// What came, fit to be shown: printable ASCII, not longer than a line.
 std::string Shown(absl::string_view text) {
   constexpr size_t kMost = 80;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(text.substr(0, kMost)),
+  return absl::StrCat("\"", absl::CHexEscape(text.substr(0, kMost)),
                       text.size() > kMost ? "\"..." : "\"");
 }
 
