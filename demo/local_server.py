@@ -23,6 +23,14 @@ class Server:
     log: Path
     process: subprocess.Popen[bytes]
 
+    def last_words(self) -> str:
+        """The end of its log, and how it ended if it has."""
+        status = self.process.poll()
+        lines = self.log.read_text(errors="replace").splitlines()[-10:]
+        if status is not None:
+            lines.append(f"(ended with status {status})")
+        return "\n".join(lines)
+
     def stop(self) -> None:
         """Lets the server drain and waits for its end."""
         self.process.terminate()

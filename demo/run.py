@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,6 @@ def main() -> int:
             print(f"quantd {info.version} on {', '.join(d.description for d in info.devices)}")
             calibrate(client, encoder, layers)
             jobs = submit(client, layers)
-            wait(client, jobs)
             results, similarities = judge(client, encoder, jobs)
         write_summary(arguments.out, results, similarities)
         print_table(results, similarities)
@@ -115,6 +115,8 @@ def running_server(keep: bool) -> Iterator[local_server.Server]:
     try:
         yield server
         kept = keep
+    except quantd.Unavailable as error:
+        raise RuntimeError(f"{error}\nThe server's last words:\n{server.last_words()}") from error
     finally:
         if not kept:
             server.stop()
@@ -136,7 +138,10 @@ def calibrate(client: quantd.Client, encoder: Encoder, layers: Sequence[LinearLa
         bar = stack.enter_context(tqdm(total=tokens, desc="calibrating", unit="token", leave=False))
         streams = {
             name: stack.enter_context(
-                client.open_activation_stream(statistics[name], cols, dtype="bf16")
+                # The id also seeds the choice of tokens that are kept to measure on.
+                client.open_activation_stream(
+                    statistics[name], cols, dtype="bf16", stream_id="demo"
+                )
             )
             for name, cols in columns.items()
         }
@@ -186,53 +191,50 @@ def submit(client: quantd.Client, layers: Sequence[LinearLayer]) -> dict[Setting
     return jobs
 
 
-def wait(client: quantd.Client, jobs: Mapping[Setting, quantd.Job]) -> None:
-    """Returns once every job has succeeded."""
-    begin = time.monotonic()
-    total = sum(len(job.layers) for job in jobs.values())
-    before = 0
-    with tqdm(total=total, desc="quantizing", unit="layer", leave=False) as bar:
-        for setting, job in jobs.items():
-            bar.set_postfix_str(f"{setting.format} {setting.transform}")
-            for state in client.watch(job):
-                bar.update(before + state.finished_layers - bar.n)
-            client.wait(job)  # ended: raises where a layer failed
-            before += len(job.layers)
-    print(f"Waited for the last layers: {time.monotonic() - begin:.1f} s")
-
-
 def judge(
     client: quantd.Client, encoder: Encoder, jobs: Mapping[Setting, quantd.Job]
 ) -> tuple[list[dict[str, Any]], dict[plot.Setting, NDArray[np.floating[Any]]]]:
-    """Fetches every result and runs the quantized models on sentences they were not tuned for."""
+    """Fetches each job's results once it is done, and runs the quantized model on sentences that it
+    was not calibrated on, while the server works on the jobs after it."""
     begin = time.monotonic()
     results: list[dict[str, Any]] = []
     similarities: dict[plot.Setting, NDArray[np.floating[Any]]] = {}
     sentences = held_out_sentences()
     exact = encoder.encode(sentences)
-    with tqdm(total=len(jobs), desc="judging", unit="model", leave=False) as bar:
+    total = sum(len(job.layers) for job in jobs.values())
+    with tqdm(total=total, desc="quantizing", unit="layer", leave=False) as bar:
         for setting, job in jobs.items():
-            seconds = {layer.layer_id: layer.device_seconds for layer in client.get_job(job).layers}
-            quantized = {name: client.fetch(job, name) for name in seconds}
+            bar.set_postfix_str(f"{setting.format} {setting.transform}")
+            finished = wait(client, job, bar)
+            quantized = {
+                layer.layer_id: client.fetch(job, layer.layer_id) for layer in finished.layers
+            }
             results += [
                 {
-                    "layer": name,
+                    "layer": layer.layer_id,
                     "format": setting.format,
                     "transform": setting.transform,
                     "method": METHOD,
-                    **{figure: layer.report[figure] for figure in FIGURES},
-                    "seconds": seconds[name],
+                    **{figure: quantized[layer.layer_id].report[figure] for figure in FIGURES},
+                    "seconds": layer.device_seconds,
                 }
-                for name, layer in quantized.items()
+                for layer in finished.layers
             ]
             embeddings = encoder.encode(sentences, replace=quantized)
             similarities[setting.format, setting.transform] = np.sum(exact * embeddings, axis=1)
-            bar.update()
     print(
-        f"Fetched {len(results)} layers and ran {len(jobs)} quantized models on"
+        f"Quantized and fetched {len(results)} layers, and ran {len(jobs)} quantized models on"
         f" {len(sentences)} held-out sentences: {time.monotonic() - begin:.1f} s"
     )
     return results, similarities
+
+
+def wait(client: quantd.Client, job: quantd.Job, bar: tqdm[Any]) -> quantd.Job:
+    """The job once it has succeeded; the bar moves with its layers."""
+    before = bar.n
+    for state in client.watch(job):
+        bar.update(before + state.finished_layers - bar.n)
+    return client.wait(job)  # has ended: raises where a layer failed
 
 
 def write_summary(
@@ -322,6 +324,7 @@ def print_farewell(server: local_server.Server) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
     try:
         sys.exit(main())
     except (quantd.Error, RuntimeError, FileNotFoundError) as error:
