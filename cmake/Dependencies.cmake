@@ -2,7 +2,7 @@
 # Folders link these targets and find nothing themselves:
 #
 #   gRPC::grpc++ gRPC::grpc++_reflection protobuf::libprotobuf absl::status absl::statusor ...
-#   Eigen3::Eigen prometheus-cpp::core prometheus-cpp::pull SQLite::SQLite3 OpenSSL::Crypto
+#   Eigen3::Eigen prometheus-cpp::core PkgConfig::httplib SQLite::SQLite3 OpenSSL::Crypto
 #   spdlog::spdlog nlohmann_json::nlohmann_json CLI11::CLI11
 #   PkgConfig::xxhash (XXH3) PkgConfig::isal (CRC32C) PkgConfig::openblas
 #   GTest::gtest GTest::gtest_main GTest::gmock benchmark::benchmark benchmark::benchmark_main
@@ -24,3 +24,4 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 pkg_check_modules(openblas REQUIRED IMPORTED_TARGET openblas)
+pkg_check_modules(httplib REQUIRED IMPORTED_TARGET cpp-httplib)

@@ -9,6 +9,7 @@
 #include "compute/tensor/checksum.h"
 #include "compute/tensor/tensor.h"
 #include "server/errors/error.h"
+#include "server/ingest/statistics.h"
 
 namespace quantd::server {
 namespace {
@@ -231,7 +232,7 @@ void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRe
     MaybeCommit();
   } else {
     Fail(Annotate(status, absl::StrCat("committing chunk ", record.durable_seq, " of ",
-                                       target_.statistic)));
+                                       StatisticName(target_.tenant, target_.statistic))));
   }
   CompleteIfDone();
 }

@@ -264,6 +264,4 @@ std::string Metrics::Text() { return prometheus::TextSerializer().Serialize(stat
 
 const std::vector<Metrics::Definition>& Metrics::definitions() const { return state_->definitions; }
 
-std::shared_ptr<prometheus::Collectable> Metrics::collectable() const { return state_; }
-
 }  // namespace quantd::server

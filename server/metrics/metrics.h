@@ -10,10 +10,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace prometheus {
-class Collectable;
-}  // namespace prometheus
-
 namespace quantd::server {
 
 // What a stream or a stored byte string is about: the label `kind`.
@@ -83,9 +79,7 @@ class Metrics {
   const std::vector<Definition>& definitions() const;
 
  private:
-  friend class MetricsEndpoint;
   struct State;
-  std::shared_ptr<prometheus::Collectable> collectable() const;
   std::shared_ptr<State> state_;
 };
 
