@@ -1,0 +1,126 @@
+#include "server/jobs/job_rules.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "compute/backend/registry.h"
+#include "gtest/gtest.h"
+#include "server/errors/error.h"
+
+namespace quantd::server {
+namespace {
+
+LayerRecord Layer(const std::string& id, int64_t rows, int64_t cols) {
+  LayerRecord layer;
+  layer.layer_id = id;
+  layer.rows = rows;
+  layer.cols = cols;
+  layer.statistic_id = "s";
+  return layer;
+}
+
+class JobRulesTest : public ::testing::Test {
+ protected:
+  JobRecord job_;
+  JobLimits limits_;
+  const std::vector<std::unique_ptr<compute::Backend>> backends_ =
+      compute::OpenBackends({.cpu_threads = 1});
+
+  absl::Status Prepare() { return PrepareJob(job_, limits_, *backends_.back()).status(); }
+  std::string FieldOfRefusal() { return DetailsOf(Prepare()).field.value_or("none"); }
+};
+
+TEST_F(JobRulesTest, EstimateGrowsWithTheLayersAndFillsDefaults) {
+  job_.layers = {Layer("a", 64, 64)};
+  const auto one = PrepareJob(job_, limits_, *backends_.back());
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(job_.layers[0].recipe.group_size, 32);
+  job_.layers = {Layer("a", 64, 64), Layer("b", 128, 64)};
+  const auto two = PrepareJob(job_, limits_, *backends_.back());
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_GT(two->peak_bytes, one->peak_bytes);
+  EXPECT_GT(two->output_bytes, 2 * one->output_bytes);
+  EXPECT_GT(two->device_seconds, one->device_seconds);
+}
+
+TEST_F(JobRulesTest, RefusalsNameTheField) {
+  EXPECT_EQ(FieldOfRefusal(), "job.layers");
+  job_.layers = {Layer("a", 64, 64), Layer("a", 64, 64)};
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[1].layer_id");
+  job_.layers = {Layer("a", 0, 64)};
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[0].rows");
+  job_.layers = {Layer("a", 64, 100)};
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[0].cols");
+  job_.layers = {Layer("a", 64, 64)};
+  job_.layers[0].recipe.transform = compute::TransformKind::kWush;
+  job_.layers[0].statistic_id.clear();
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[0].statistic");
+  job_.layers = {Layer("a", 64, 64)};
+  job_.layers[0].dtype = compute::DType::kI32;
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[0].dtype");
+}
+
+TEST_F(JobRulesTest, LimitsHold) {
+  job_.layers = {Layer("a", 64, 64), Layer("b", 64, 64)};
+  limits_.max_layers_per_job = 1;
+  EXPECT_EQ(FieldOfRefusal(), "job.layers");
+  limits_.max_layers_per_job = 2;
+  limits_.max_dimension = 63;
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[0].rows");
+  limits_.max_dimension = 64;
+  limits_.max_weight_bytes = 64 * 64 * 4 - 1;
+  EXPECT_TRUE(absl::IsInvalidArgument(Prepare()));
+  limits_.max_weight_bytes = 64 * 64 * 4;
+  EXPECT_TRUE(Prepare().ok());
+  limits_.max_layer_bytes = 1;
+  EXPECT_TRUE(absl::IsResourceExhausted(Prepare()));
+}
+
+TEST_F(JobRulesTest, MethodsThatAreNotThereAreRefused) {
+  job_.layers = {Layer("a", 64, 64)};
+  job_.layers[0].recipe.method = compute::Method::kGptq;
+  EXPECT_TRUE(absl::IsUnimplemented(Prepare()));
+}
+
+TEST_F(JobRulesTest, FusionGroupsShareTheirInput) {
+  job_.layers = {Layer("q", 64, 64), Layer("o", 64, 32), Layer("k", 32, 64)};
+  job_.layers[0].fusion_group = job_.layers[2].fusion_group = "qk";
+  ASSERT_TRUE(Prepare().ok());
+  const std::vector<LayerGroup> groups = GroupsOf(job_);
+  ASSERT_EQ(groups.size(), 2u);
+  EXPECT_EQ(groups[0].members, (std::vector<size_t>{0, 2}));
+  EXPECT_EQ(groups[0].rows, 96);
+  EXPECT_EQ(groups[1].members, std::vector<size_t>{1});
+
+  job_.layers[2].statistic_id = "other";
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[2].statistic");
+  job_.layers[2] = Layer("k", 32, 32);
+  job_.layers[2].fusion_group = "qk";
+  EXPECT_EQ(FieldOfRefusal(), "job.layers[2].cols");
+}
+
+TEST(DeriveJobStateTest, FollowsFromTheLayers) {
+  const absl::Time now = absl::FromUnixSeconds(100);
+  const auto state = [&](std::vector<LayerState> states) {
+    JobRecord job;
+    for (const LayerState s : states) {
+      job.layers.emplace_back();
+      job.layers.back().state = s;
+    }
+    DeriveJobState(job, now);
+    EXPECT_EQ(HasEnded(job.state), job.end_time.has_value());
+    return job.state;
+  };
+  using L = LayerState;
+  EXPECT_EQ(state({L::kWaiting, L::kSucceeded}), JobState::kAccepting);
+  EXPECT_EQ(state({L::kWaiting, L::kQueued}), JobState::kQueued);
+  EXPECT_EQ(state({L::kQueued, L::kRunning}), JobState::kRunning);
+  EXPECT_EQ(state({L::kSucceeded, L::kSucceeded}), JobState::kSucceeded);
+  EXPECT_EQ(state({L::kSucceeded, L::kFailed}), JobState::kFailed);
+  EXPECT_EQ(state({L::kSucceeded, L::kFailed, L::kCancelled}), JobState::kCancelled);
+  EXPECT_EQ(state({L::kFailed, L::kWaiting}), JobState::kAccepting);
+}
+
+}  // namespace
+}  // namespace quantd::server
