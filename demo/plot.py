@@ -173,7 +173,7 @@ def _draw_sentences(
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([1 - tick for tick in SIMILARITY_TICKS]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("cosine similarity of embeddings with fp32 (right is better)")
+    axes.set_xlabel("cosine similarity with fp32 embeddings (number: median; right is better)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.5g}"))
     axes.set_title(f"{FORMAT_TITLES.get(format, format)}: the whole model", loc="left", fontsize=11)
     _finish(axes)
