@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's colours, which everybody can tell apart.
 COLOURS = {"identity": "#9a9a9a", "hadamard": "#e69f00", "wush": "#0072b2"}
@@ -88,7 +88,7 @@ def draw(
 
     sentences = len(next(iter(similarities.values())))
     figure.suptitle(
-        f"all-MiniLM-L6-v2, {len(layers)} linear layers with 4-bit weights and activations,"
+        f"all-MiniLM-L6-v2, {len(layers)} linear layer{'s' * (len(layers) > 1)} with 4-bit weights and activations,"
         f" {sentences} held-out sentences",
         fontsize=15,
         fontweight="bold",
@@ -137,6 +137,8 @@ def _draw_layers(
     means = {t: float(np.exp(np.mean(np.log(values)))) for t, values in errors.items()}
     axes.set_title(_title(format, means), loc="left", fontsize=11)
     _finish(axes)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     if labelled:
         axes.set_ylabel("relative output error of a layer\n(weights and activations quantized)")
@@ -173,7 +175,7 @@ def _draw_sentences(
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([1 - tick for tick in SIMILARITY_TICKS]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("cosine similarity with fp32 embeddings (number: median; right is better)")
+    axes.set_xlabel("embeddings' cosine similarity with fp32 (median; right is better)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.5g}"))
     axes.set_title(f"{FORMAT_TITLES.get(format, format)}: the whole model", loc="left", fontsize=11)
     _finish(axes)
