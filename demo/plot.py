@@ -86,9 +86,10 @@ def draw(
     every = np.maximum(1 - np.concatenate(list(similarities.values())), SMALLEST_LOSS)
     first.set_xlim(every.max() * 1.2, every.min() / 1.2)
 
+    noun = "layer" if len(layers) == 1 else "layers"
     sentences = len(next(iter(similarities.values())))
     figure.suptitle(
-        f"all-MiniLM-L6-v2, {len(layers)} linear layer{'s' * (len(layers) > 1)} with 4-bit weights and activations,"
+        f"all-MiniLM-L6-v2, {len(layers)} linear {noun} with 4-bit weights and activations,"
         f" {sentences} held-out sentences",
         fontsize=15,
         fontweight="bold",
