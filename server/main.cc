@@ -19,6 +19,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "compute/backend/registry.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/auth/authenticator.h"
 #include "server/config/address.h"
 #include "server/config/config.h"
@@ -300,6 +301,8 @@ absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
   if (!metrics_endpoint.ok()) return metrics_endpoint.status();
 
   grpc::EnableDefaultHealthCheckService(true);
+  // gRPC's health service has no descriptor of its own: named here, ours is linked for reflection.
+  grpc::health::v1::HealthCheckRequest::descriptor();
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   SetServerOptions(builder);

@@ -100,8 +100,8 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
                    absl::StrFormat("chunk.offset: expected %d, got %d", have, chunk.offset()));
     }
     if (count == 0 || count > size_ - have) {
-      return InvalidField("chunk.data", absl::StrFormat("expected 1..%d more bytes, got %d",
-                                                        size_ - have, count));
+      return InvalidField("chunk.data", absl::StrFormat("expected 1..%d more bytes of %d in all, got %d",
+                                                        size_ - have, size_, count));
     }
     if (compute::Crc32c(AsBytes(chunk.data())) != chunk.crc32c()) {
       return InvalidField("chunk.crc32c", "the data has another CRC-32C", "CRC_MISMATCH");

@@ -177,6 +177,6 @@ def quantize_activations(rows: np.ndarray, recipe: recipe_pb2.Recipe) -> np.ndar
     if rule.scale_rule == recipe_pb2.MSE:
         rule.scale_rule = recipe_pb2.AMAX
     if rule.granularity == recipe_pb2.BLOCK_128X128:
-        rule.granularity = recipe_pb2.ROW  # one scale a token
+        rule.granularity, rule.group_size = recipe_pb2.GROUP, 128  # of one token
     spread = _spread(scales_of(rows, rule), rule, *rows.shape)
     return _elements(_codes(rows, spread, rule), rule) * spread

@@ -70,7 +70,7 @@ def test_server_info(server: Server, grpcurl: Tool) -> None:
     assert "MXFP4" in info["formats"]
     assert "WUSH" in info["transforms"]
     assert "RTN" in info["methods"]
-    assert int(info["limits"]["maxMessageBytes"]) == 4 << 20
+    assert int(info["limits"]["max_message_bytes"]) == 4 << 20
 
 
 def test_health(server: Server, grpcurl: Tool) -> None:
@@ -82,7 +82,7 @@ def test_quantizes_a_hand_written_tensor(server: Server, grpcurl: Tool) -> None:
     """A row of MXFP4's own values comes back as it was."""
     row = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6, 0] * 2
     request = {
-        "recipe": {"format": "MXFP4"},
+        "recipe": {"format": "MXFP4", "scale_rule": "OCP"},
         "weight": {"shape": [1, 32], "values": row},
         "return_dequantized": True,
     }
@@ -96,7 +96,7 @@ def test_quantizes_a_hand_written_tensor(server: Server, grpcurl: Tool) -> None:
         ).stdout
     )
     assert {tensor["name"] for tensor in answer["tensors"]} >= {"weight_packed", "weight_scale"}
-    assert answer["report"]["bitsPerWeight"] >= 4.25
+    assert answer["report"]["bits_per_weight"] >= 4.25
     assert answer["dequantized"]["shape"] == ["1", "32"]
 
 
@@ -117,8 +117,8 @@ def test_creates_reads_and_deletes_a_job(server: Server, grpcurl: Tool) -> None:
     name = created["job"]["name"]
     assert name == "tenants/default/jobs/by-grpcurl"
     assert created["job"]["state"] == "ACCEPTING"
-    assert created["job"]["recipe"]["groupSize"] == 16
-    assert int(created["estimate"]["outputBytes"]) > 64 * 64 / 2
+    assert created["job"]["recipe"]["group_size"] == 16
+    assert int(created["estimate"]["output_bytes"]) > 64 * 64 / 2
     assert get_job(server.api, name).layers[0].layer_id == "q"
     listed = json.loads(
         grpcurl(
@@ -204,5 +204,5 @@ def test_streams_activations(server: Server, grpcurl: Tool) -> None:
         stdin="\n".join(map(json.dumps, messages)),
         check=True,
     ).stdout
-    assert '"durableSeq": "1"' in answers
+    assert '"durable_seq": "1"' in answers
     assert get_statistic(server.api, "tenants/default/statistics/by-grpcurl").tokens == 2

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from quantd.v1 import jobs_pb2, quantize_pb2, recipe_pb2
+from quantd.v1.calibration_pb2 import BLOCK_DIAGONAL
 
 from .refusal import refused, take_apart, unharmed
 from .server_process import Server, eventually
@@ -38,7 +39,7 @@ limits {
   max_layers_per_job: 3
   max_jobs_per_tenant: 4
   max_streams_per_tenant: 2
-  stream_credit_bytes: 65536
+  stream_credit_bytes: 4194304
   max_inline_bytes: 4096
   max_statistics_per_tenant: 3
 }
@@ -57,7 +58,7 @@ def test_limits_are_told(server: Server) -> None:
     told = limits(server.api)
     assert (told.max_dimension, told.max_layers_per_job) == (512, 3)
     assert (told.max_jobs_per_tenant, told.max_streams_per_tenant) == (4, 2)
-    assert (told.stream_credit_bytes, told.max_inline_bytes) == (65536, 4096)
+    assert (told.stream_credit_bytes, told.max_inline_bytes) == (4 << 20, 4096)
 
 
 @pytest.mark.parametrize(("rows", "cols", "field"), [(513, 32, "rows"), (1, 544, "cols")])
@@ -68,7 +69,9 @@ def test_dimension(server: Server, rows: int, cols: int, field: str) -> None:
 
 
 def test_dimension_of_a_statistic(server: Server) -> None:
-    header = activation_header(server.api.statistic_name("wide"), 544)
+    header = activation_header(
+        server.api.statistic_name("wide"), 544, layout=BLOCK_DIAGONAL, block_size=32
+    )
     with unharmed(server), refused("INVALID_ARGUMENT", field="cols", says=[512, 544]):
         ActivationStream(server.api, header)
 
@@ -182,19 +185,17 @@ def test_inline_bytes(server: Server) -> None:
 
 def test_credit_is_told_and_enough(server: Server) -> None:
     """A client that keeps to its credit gets everything through, however small it is."""
-    values = activations_like(2048, COLS, 3)
+    values = np.ones((4096, COLS), np.float32)  # 1 MiB
     name = server.api.statistic_name("streams")
     stream = ActivationStream(server.api, activation_header(name, COLS, stream_id="polite"))
-    assert stream.opened.credit_bytes == 65536
-    in_flight: list[tuple[int, int]] = []
-    for seq, first in enumerate(range(0, 2048, 128), 1):
-        chunk = activation_chunk(seq, values[first : first + 128])
-        while in_flight and sum(size for _, size in in_flight) + len(chunk.data) > 65536:
-            answer = stream.read()
-            in_flight = [(s, n) for s, n in in_flight if s > answer.received_seq]
-        stream.send(chunk)
-        in_flight.append((seq, len(chunk.data)))
-    assert stream.finish().durable_seq == 16
+    credit = stream.opened.credit_bytes
+    assert credit == 4 << 20
+    chunk_bytes = values.nbytes
+    for seq in range(1, 13):
+        while (seq - stream.last.received_seq) * chunk_bytes > credit:
+            stream.read()
+        stream.send(activation_chunk(seq, values))
+    assert stream.finish().durable_seq == 12
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_credit_is_told_and_enough(server: Server) -> None:
         ('tls_certificate_file: "only.pem"', "tls_private_key_file"),
         ("drain_seconds: -5", "drain_seconds"),
         ('log_level: "loud"', "log_level"),
-        ("{{{{", "line"),
+        ("{{{{", ".textproto:1:1"),
     ],
 )
 def test_malformed_configuration(tmp_path: Path, config: str, says: str) -> None:

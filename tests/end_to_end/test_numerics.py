@@ -190,18 +190,21 @@ def test_transform_is_what_its_name_says(run: Run, case: str) -> None:
 
 @pytest.mark.parametrize("fmt", ["mxfp4", "nvfp4", "int4"])
 def test_data_aware_transform_helps(run: Run, fmt: str) -> None:
-    """On inputs with outlier channels: WUSH below Hadamard below identity."""
+    """On inputs with outlier channels: WUSH far below both others, Hadamard below identity where
+    groups are large."""
     error = {
         name: run.reports[f"{fmt}.{name}"]["relative_output_error_weight_and_activation"]
         for name in ("identity", "hadamard", "wush")
     }
-    assert error["wush"] < error["hadamard"] <= error["identity"], error
+    assert error["wush"] < 0.8 * min(error["hadamard"], error["identity"]), error
+    if fmt == "mxfp4":
+        assert error["hadamard"] <= error["identity"], error
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_baselines_are_those_of_the_other_layers(run: Run, case: str) -> None:
     """Each report compares itself with plain and with Hadamard RTN: layers of this very job."""
-    fmt, _, *solver = case.split(".")
+    fmt = case.split(".")[0]
     recipe = run.recipes[case]
     for baseline in ("identity", "hadamard"):
         other = f"{fmt}.{baseline}"

@@ -113,7 +113,7 @@ def test_read_outside(server: Server, job: str, offset: int, limit: int) -> None
     name = f"{job}/artifacts/w.safetensors"
     with unharmed(server), pytest.raises(grpc.RpcError) as caught:
         read_artifact(server.api, name, offset, limit)
-    with refused("OUT_OF_RANGE" if offset > 0 else "INVALID_ARGUMENT"):
+    with refused("OUT_OF_RANGE" if offset else "INVALID_ARGUMENT", says=[offset or limit]):
         raise caught.value
 
 

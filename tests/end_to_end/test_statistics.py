@@ -235,7 +235,9 @@ def test_export_and_import_round_trip(server: Server, unique: str, layout: dict[
     assert imported.state == calibration_pb2.SEALED
     assert (imported.name, imported.tokens, imported.cols) == (_name(unique), TOKENS, COLS)
     again = export_statistic(server.api, _name(unique))
-    assert again.data == exported.data
+    np.testing.assert_array_equal(again.matrix(), exported.matrix())
+    rows = [sorted(row.tobytes() for row in e.sample()) for e in (again, exported)]
+    assert rows[0] == rows[1]  # a set of rows: their order is the server's
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=["f64", "f32"])
@@ -350,10 +352,9 @@ def test_import_of_bad_bytes(server: Server, unique: str) -> None:
     skew[3, 5] += 100 * abs(GOOD_MATRIX).max()
     negative[7, 7] = -1.0
     with unharmed(server):
-        with refused("INVALID_ARGUMENT", "NON_FINITE"):
-            attempt(nan)
-        with refused("INVALID_ARGUMENT", "NON_FINITE"):
-            attempt(inf)
+        for bad in (nan, inf):
+            with refused("INVALID_ARGUMENT", field="data", says=["finite"]):
+                attempt(bad)
         with refused("INVALID_ARGUMENT") as refusal:
             attempt(skew)
         assert "symmetric" in refusal.message

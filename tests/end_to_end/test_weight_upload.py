@@ -281,11 +281,12 @@ def test_message_above_the_limit(server: Server, unique: str) -> None:
     limit = limits(server.api).max_message_bytes
     rows = limit // (COLS * 4) + 1
     job = create_job(server.api, [layer("w", rows, COLS)], job_id=unique)
-    with unharmed(server):
-        with pytest.raises(grpc.RpcError) as caught:
-            upload(server.api, job.layers[0].name, gaussian(rows, COLS, 2), chunk_bytes=1 << 30)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert str(limit) in caught.value.details()
+    with pytest.raises(grpc.RpcError) as caught:
+        upload(server.api, job.layers[0].name, gaussian(rows, COLS, 2), chunk_bytes=1 << 30)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(limit) in caught.value.details()
+    assert upload_status(server.api, job.layers[0].name).committed_size == 0
+    works(server.api)
     delete_job(server.api, job.name)
 
 

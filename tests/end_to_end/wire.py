@@ -215,13 +215,13 @@ def activation_header(
 
 
 def activation_chunk(
-    seq: int, rows: np.ndarray, dtype: int = F32, **more: Any
+    seq: int, values: np.ndarray, dtype: int = F32, **more: Any
 ) -> calibration_pb2.ActivationChunk:
     """`more` overrides fields, to send what does not fit."""
-    data = more.pop("data", encode(rows, dtype))
+    data = more.pop("data", encode(values, dtype))
     fields: dict[str, Any] = {
         "seq": seq,
-        "rows": rows.shape[0],
+        "rows": values.shape[0],
         "data": data,
         "crc32c": crc32c(data),
     }
@@ -484,7 +484,7 @@ def works(api: Api) -> None:
     grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6] * 4, np.float32).reshape(1, 32)
     response = api.quantize.QuantizeTensor(
         quantize_pb2.QuantizeTensorRequest(
-            recipe=recipe_pb2.Recipe(format=recipe_pb2.MXFP4),
+            recipe=recipe_pb2.Recipe(format=recipe_pb2.MXFP4, scale_rule=recipe_pb2.OCP),
             weight=inline(grid),
             return_dequantized=True,
         )
