@@ -77,11 +77,9 @@ def test_reports_are_what_the_client_measures(
     weight_only = relative_error(x @ layer.dequantize().astype(np.float64).T, exact)
     reported = layer.report["relative_output_error_weight_only"]
     assert weight_only == pytest.approx(reported, rel=2e-3)
-    # Blocks of 128 tokens share a scale in one format, and the sample has an order of its own.
-    tolerance = 5e-2 if recipe.granularity == "block-128x128" else 2e-3
     both = relative_error(layer(x), exact)
     reported = layer.report["relative_output_error_weight_and_activation"]
-    assert both == pytest.approx(reported, rel=tolerance)
+    assert both == pytest.approx(reported, rel=2e-3)
     assert layer.recipe.format == recipe.format
     assert layer.report["tokens"] == TOKENS
     assert layer.shape == (ROWS, COLS)

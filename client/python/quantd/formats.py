@@ -13,6 +13,7 @@ the codes chosen for activations are the server's.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -127,10 +128,12 @@ def decode(
 def fake_quantize(values: NDArray[Any], recipe: Recipe) -> Float64:
     """`values` (N x C) rounded to what the recipe's format can hold, scales taken from `values`.
 
-    This is dynamic quantization of activations, one token a row: groups of columns a row for the
-    group formats, and where the format has a global scale, one for all of `values`. Finite inputs
-    give finite outputs.
+    This is dynamic quantization of activations, one token a row: groups of columns a row (of 128
+    columns where weights share scales in 128 x 128 blocks), and where the format has a global
+    scale, one for all of `values`. Finite inputs give finite outputs.
     """
+    if recipe.granularity == "block-128x128":
+        recipe = dataclasses.replace(recipe, granularity="group", group_size=128)
     matrix = np.atleast_2d(np.asarray(values, np.float64))
     global_scale = _global_scale(recipe, matrix)
     scales = compute_scales(recipe, matrix, global_scale)
@@ -225,7 +228,7 @@ def _grouped(matrix: Float64, recipe: Recipe) -> Float64:
     cell_rows, cell_cols = _cell(recipe, cols)
     padding = (-rows % cell_rows, -cols % cell_cols)
     if any(padding):
-        if recipe.granularity != "block-128x128":
+        if recipe.format != "fp8":
             raise InvalidArgument(f"expected a multiple of {cell_cols} columns, came {cols}")
         matrix = np.pad(matrix, [(0, padding[0]), (0, padding[1])])
     return matrix.reshape(
