@@ -75,7 +75,7 @@ class TenantGauge {
 }  // namespace
 
 struct Metrics::State final : public prometheus::Collectable {
-  State(Metrics& owner, Options options)
+  State(Metrics& owner, const Options& options)
       : metrics(owner), tenants(options.tenants, options.max_tenants) {
     build_info.With({options.version, options.backends, __VERSION__}).Set(1);
     for (size_t i = 0; i < kTrafficNames.size(); ++i) {
@@ -100,16 +100,17 @@ struct Metrics::State final : public prometheus::Collectable {
     return families;
   }
 
-  Labelled<Counter> MakeCounter(const char* name, std::vector<std::string> labels,
+  Labelled<Counter> MakeCounter(const char* name, const std::vector<std::string>& labels,
                                 const char* help) {
     definitions.push_back({name, "counter", labels, help});
     return {prometheus::BuildCounter().Name(name).Help(help).Register(registry), labels};
   }
-  Labelled<Gauge> MakeGauge(const char* name, std::vector<std::string> labels, const char* help) {
+  Labelled<Gauge> MakeGauge(const char* name, const std::vector<std::string>& labels,
+                            const char* help) {
     definitions.push_back({name, "gauge", labels, help});
     return {prometheus::BuildGauge().Name(name).Help(help).Register(registry), labels};
   }
-  Labelled<Histogram> MakeHistogram(const char* name, std::vector<std::string> labels,
+  Labelled<Histogram> MakeHistogram(const char* name, const std::vector<std::string>& labels,
                                     const char* help) {
     definitions.push_back({name, "histogram", labels, help});
     return {prometheus::BuildHistogram().Name(name).Help(help).Register(registry), labels};
@@ -182,7 +183,7 @@ struct Metrics::State final : public prometheus::Collectable {
   std::array<Histogram*, kTrafficNames.size()> commits{};
 };
 
-Metrics::Metrics(Options options) : state_(std::make_shared<State>(*this, std::move(options))) {}
+Metrics::Metrics(const Options& options) : state_(std::make_shared<State>(*this, options)) {}
 
 Metrics::~Metrics() = default;
 

@@ -24,11 +24,11 @@ class Metrics {
  public:
   struct Options {
     std::string version = "unknown";
-    std::string backends = "cpu";      // what this build can run on, comma-separated
+    std::string backends = "cpu";           // what this build can run on, comma-separated
     std::vector<std::string> tenants = {};  // have a label of their own before all others
     int max_tenants = 50;
   };
-  explicit Metrics(Options options);
+  explicit Metrics(const Options& options);
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
@@ -86,9 +86,10 @@ class Metrics {
 // Serves /metrics over HTTP until it is destroyed. The metrics must outlive it.
 class MetricsEndpoint {
  public:
-  // `address`: HOST:PORT; port 0 picks a free one. UNAVAILABLE if it cannot be bound.
+  // `text`: HOST:PORT; port 0 picks a free one. UNAVAILABLE if it cannot be bound,
+  // INVALID_ARGUMENT if it is no address.
   static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Serve(Metrics& metrics,
-                                                                absl::string_view address);
+                                                                absl::string_view text);
   ~MetricsEndpoint();
   int port() const { return port_; }  // that is bound
 

@@ -677,7 +677,7 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteStatistic(
   auto transaction = Transaction::Begin(*database_);
   if (!transaction.ok()) return transaction.status();
   const std::string name = StatisticName(tenant, statistic);
-  const auto users = Texts(
+  auto users = Texts(
       "SELECT job_id FROM jobs WHERE tenant = ?1"
       " AND state NOT IN ('succeeded', 'failed', 'cancelled') AND EXISTS"
       " (SELECT 1 FROM layers WHERE layers.tenant = ?1 AND layers.job_id = jobs.job_id"

@@ -67,7 +67,7 @@ std::string ErrorToJson(const absl::Status& error) {
 absl::Status ErrorFromJson(absl::string_view text, absl::Status& error) {
   error = absl::OkStatus();
   if (text.empty()) return absl::OkStatus();
-  const absl::Status unreadable = absl::DataLossError("error: not the JSON of a status");
+  absl::Status unreadable = absl::DataLossError("error: not the JSON of a status");
   const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("code") || !json["code"].is_number_integer() ||
       !json.contains("message") || !json["message"].is_string()) {

@@ -21,7 +21,7 @@ absl::string_view NameOf(JobState state);
 
 // code, message and payloads as JSON; empty for OK.
 std::string ErrorToJson(const absl::Status& error);
-absl::Status ErrorFromJson(absl::string_view json, absl::Status& error);
+absl::Status ErrorFromJson(absl::string_view text, absl::Status& error);
 
 // Recipes are few and layers many: each text is parsed once.
 class RecipeReader {
