@@ -3,7 +3,7 @@
 #include <cstdint>
 
 // Products of row-major matrices in the calling thread; callers split work over the WorkerPool by
-// tiles. Why OpenBLAS: docs/adr/0003-openblas-for-cpu-products.md. Thread-safe.
+// tiles. Why OpenBLAS: docs/adr/0002-cpu-products.md. Thread-safe.
 namespace quantd::compute {
 
 // c (m x n) = a (m x k) b (k x n).
