@@ -13,7 +13,7 @@ namespace {
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 absl::StatusOr<const Tensor*> Find(absl::Span<const NamedTensor> tensors, absl::string_view name,
-                                   DType dtype, std::vector<int64_t> shape) {
+                                   DType dtype, const std::vector<int64_t>& shape) {
   for (const NamedTensor& named : tensors) {
     if (named.name != name) continue;
     if (named.tensor.dtype() != dtype || named.tensor.shape() != shape) {

@@ -43,7 +43,7 @@ constexpr int64_t kColPanels = 2;
 // Only the first `Vectors` vectors of each row are computed.
 template <typename T, int Vectors>
 void MultiplyTile(const T* a, const T* b, const T* next_a, int64_t depth, T* tile) {
-  typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
+  using Vector __attribute__((vector_size(kVectorBytes), may_alias)) = T;
   Vector sums[kTileRows][Vectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     const auto* from = reinterpret_cast<const Vector*>(b + k * kPanel<T>);

@@ -52,9 +52,7 @@ class Slice {
  public:
   // `narrow_width`: of the panels of floats; 0 to keep every slice in float64.
   Slice(WorkerPool& pool, int64_t cols, int64_t narrow_width, int64_t wide_width)
-      : pool_(pool), cols_(cols), narrow_width_(narrow_width), wide_width_(wide_width) {
-    Clear();
-  }
+      : pool_(pool), cols_(cols), narrow_width_(narrow_width), wide_width_(wide_width) {}
 
   int64_t rows() const { return rows_; }
   bool is_wide() const { return is_wide_; }
@@ -71,11 +69,6 @@ class Slice {
   void Clear() {
     rows_ = 0;
     is_wide_ = false;
-    if (narrow_width_ == 0) {
-      Widen();
-    } else if (narrow_.empty()) {
-      narrow_ = PanelBuffer<float>(kSliceTokens, cols_, narrow_width_);
-    }
   }
 
   std::vector<double> Rows() const {
@@ -93,6 +86,8 @@ class Slice {
  private:
   // False where a value needs more than bfloat16.
   bool AppendNarrow(DType dtype, const std::byte* rows, int64_t count) {
+    if (narrow_width_ == 0) return false;
+    if (narrow_.empty()) narrow_ = PanelBuffer<float>(kSliceTokens, cols_, narrow_width_);
     std::atomic<bool> all_fit{true};
     const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
     pool_.ParallelFor(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
@@ -138,9 +133,9 @@ class Slice {
   const int64_t narrow_width_;
   const int64_t wide_width_;
   int64_t rows_ = 0;
-  bool is_wide_ = false;  // which buffer holds the rows
-  PanelBuffer<float> narrow_;
-  PanelBuffer<double> wide_;  // made when first needed
+  bool is_wide_ = false;       // which buffer holds the rows
+  PanelBuffer<float> narrow_;  // each made when first needed
+  PanelBuffer<double> wide_;
 };
 
 // Where full slices are summed up.
