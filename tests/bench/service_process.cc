@@ -2,18 +2,16 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstring>
+#include <cerrno>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
-
-extern char** environ;
 
 namespace quantd::bench {
 namespace {
@@ -30,20 +28,20 @@ absl::StatusOr<std::unique_ptr<ServiceProcess>> ServiceProcess::Start(
     const std::vector<std::string>& command) {
   int fds[2];
   if (pipe2(fds, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe2");
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, fds[1], STDERR_FILENO);
   std::vector<char*> arguments;
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
-  pid_t pid = 0;
-  const int failed =
-      posix_spawn(&pid, arguments[0], &actions, nullptr, arguments.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGTERM);  // an interrupted benchmark leaves no server behind
+    dup2(fds[1], STDERR_FILENO);
+    execv(arguments[0], arguments.data());
+    _exit(127);
+  }
   close(fds[1]);
-  if (failed != 0) {
+  if (pid < 0) {
     close(fds[0]);
-    return absl::ErrnoToStatus(failed, command[0]);
+    return absl::ErrnoToStatus(errno, "fork");
   }
   auto process = std::unique_ptr<ServiceProcess>(new ServiceProcess(pid, fds[0]));
 

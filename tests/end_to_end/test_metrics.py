@@ -49,6 +49,14 @@ def _scrape(server: Server) -> Scrape:
     return parse(server.metrics())
 
 
+def _wait_for(server: Server, name: str, before: Scrape, more: float, **labels: str) -> None:
+    """Counts follow what a client sees at once, but not before it does."""
+    eventually(
+        lambda: _scrape(server).value(name, **labels) >= before.value(name, **labels) + more,
+        f"{name} has risen by {more}",
+    )
+
+
 @pytest.fixture(scope="module")
 def worked(server: Server) -> Server:
     """A server that has done some of everything, so that most metrics have samples."""
@@ -112,6 +120,9 @@ def test_tokens_layers_and_bytes_move_with_work(server: Server) -> None:
     wait_for_job(server.api, job.name)
     artifact = next(iter(list_artifacts(server.api, job.name).values()))
     read_artifact(server.api, artifact.name)
+    _wait_for(server, "quantd_layers_total", before, 3, outcome="succeeded")
+    _wait_for(server, "quantd_sent_bytes_total", before, artifact.size_bytes, kind="artifacts")
+    _wait_for(server, "quantd_rpcs_total", before, 1, method="quantd.v1.Results/ReadArtifact")
     after = _scrape(server)
 
     def moved(name: str, **labels: str) -> float:
@@ -140,11 +151,7 @@ def test_failed_layers_are_counted(server: Server) -> None:
     upload(server.api, job.layers[0].name, gaussian(16, COLS, 1))
     sealed_statistic(server.api, "too-narrow", activations_like(8, 32, 3))
     assert wait_for_job(server.api, job.name).state == jobs_pb2.FAILED
-    after = _scrape(server)
-    moved = after.value("quantd_layers_total", outcome="failed") - before.value(
-        "quantd_layers_total", outcome="failed"
-    )
-    assert moved == 1
+    _wait_for(server, "quantd_layers_total", before, 1, outcome="failed")
     delete_job(server.api, job.name)
 
 
@@ -157,8 +164,9 @@ def test_rejected_requests_are_counted_by_reason(server: Server) -> None:
         stream.send(activation_chunk(1, np.full((4, COLS), np.nan)))
         with pytest.raises(grpc.RpcError):
             stream.error()
-    after = _scrape(server)
     name = "quantd_rejected_requests_total"
+    _wait_for(server, name, before, 3, reason="NON_FINITE")
+    after = _scrape(server)
     assert after.value(name, reason="NON_FINITE") - before.value(name, reason="NON_FINITE") == 3
 
 
@@ -174,7 +182,7 @@ def test_open_streams_are_counted_and_given_back(server: Server) -> None:
         )
         for n in range(3)
     ]
-    assert open_now("activations") == 3
+    eventually(lambda: open_now("activations") == 3, "three streams are open")
     streams[0].finish()
     streams[1].cancel()
     eventually(lambda: open_now("activations") == 1, "one stream is open")
@@ -184,7 +192,7 @@ def test_open_streams_are_counted_and_given_back(server: Server) -> None:
     job = create_job(server.api, [layer("w", 16, COLS)])
     watching = watch(server.api, job.name)
     next(iter(watching))
-    assert open_now("watch") == 1
+    eventually(lambda: open_now("watch") == 1, "somebody watches")
     watching.cancel()
     eventually(lambda: open_now("watch") == 0, "nobody watches")
     delete_job(server.api, job.name)

@@ -314,6 +314,10 @@ def get_statistic(api: Api, statistic: str) -> calibration_pb2.Statistic:
     return api.calibration.GetStatistic(calibration_pb2.GetStatisticRequest(name=statistic))
 
 
+def delete_statistic(api: Api, statistic: str) -> None:
+    api.calibration.DeleteStatistic(calibration_pb2.DeleteStatisticRequest(name=statistic))
+
+
 def sealed_statistic(
     api: Api, statistic_id: str, values: np.ndarray, dtype: int = F32, **more: Any
 ) -> calibration_pb2.Statistic:
