@@ -93,9 +93,11 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-// Runs a plan against both servers in turn, three times, and prints the medians.
+// Runs a plan against both servers in turn, three times, and prints the medians. `flop_per_byte`:
+// what a byte of payload costs to compute; 0 where nothing is computed.
 absl::Status Compare(const Endpoints& endpoints, const std::string& name,
-                     const std::function<StreamPlan(int round)>& plan_of, ordered_json more) {
+                     const std::function<StreamPlan(int round)>& plan_of, double flop_per_byte,
+                     const ordered_json& more) {
   std::vector<double> rates;
   std::vector<double> bare_rates;
   for (int round = 0; round < 3; ++round) {
@@ -112,6 +114,7 @@ absl::Status Compare(const Endpoints& endpoints, const std::string& name,
                        {"unit", "GB/s"},
                        {"bare_grpc", Median(bare_rates)},
                        {"ratio", Median(rates) / Median(bare_rates)}};
+  if (flop_per_byte > 0.0) line["gflop_per_second"] = Median(rates) * flop_per_byte;
   line.update(more);
   Print(line);
   return absl::OkStatus();
@@ -124,9 +127,11 @@ absl::Status DeleteStatistic(const Endpoints& endpoints, const std::string& name
   v1::DeleteStatisticRequest request;
   request.set_name(name);
   google::protobuf::Empty response;
-  return ToStatus(v1::Calibration::NewStub(endpoints.quantd)
-                      ->DeleteStatistic(&context, request, &response));
+  return ToStatus(
+      v1::Calibration::NewStub(endpoints.quantd)->DeleteStatistic(&context, request, &response));
 }
+
+constexpr int kBlock = 32;
 
 absl::Status BenchIngest(const Endpoints& endpoints, int64_t cols, v1::MomentLayout layout,
                          double seconds) {
@@ -145,7 +150,7 @@ absl::Status BenchIngest(const Endpoints& endpoints, int64_t cols, v1::MomentLay
     header.mutable_header()->set_dtype(v1::BF16);
     header.mutable_header()->set_cols(cols);
     header.mutable_header()->set_layout(layout);
-    if (!full) header.mutable_header()->set_block_size(32);
+    if (!full) header.mutable_header()->set_block_size(kBlock);
     StreamPlan plan;
     plan.method = "/quantd.v1.Calibration/StreamActivations";
     plan.header = ToBytes(header.SerializeAsString());
@@ -162,10 +167,12 @@ absl::Status BenchIngest(const Endpoints& endpoints, int64_t cols, v1::MomentLay
     };
     return plan;
   };
-  absl::Status status = Compare(endpoints, name, plan_of,
-                                {{"message_bytes", data.size()},
-                                 {"tokens_per_message", rows},
-                                 {"durable", true}});
+  // One triangle of x x^T, of the whole row or of its blocks; a multiplication and an addition
+  // each.
+  const double flop_per_byte = static_cast<double>(full ? cols + 1 : kBlock + 1) / 2;
+  absl::Status status =
+      Compare(endpoints, name, plan_of, flop_per_byte,
+              {{"message_bytes", data.size()}, {"tokens_per_message", rows}, {"durable", true}});
   for (int round = 0; round < 3; ++round) {
     status.Update(DeleteStatistic(endpoints, statistic(round)));
   }
@@ -207,8 +214,7 @@ absl::Status DeleteJob(const Endpoints& endpoints, const std::string& name) {
   v1::DeleteJobRequest request;
   request.set_name(name);
   google::protobuf::Empty response;
-  return ToStatus(
-      v1::Jobs::NewStub(endpoints.quantd)->DeleteJob(&context, request, &response));
+  return ToStatus(v1::Jobs::NewStub(endpoints.quantd)->DeleteJob(&context, request, &response));
 }
 
 StreamPlan UploadPlan(const std::string& layer, const NewLayer& described,
@@ -248,8 +254,7 @@ std::string Sha256(const std::vector<std::string>& chunks) {
 
 absl::Status BenchUpload(const Endpoints& endpoints) {
   // Waits for a statistic that never comes, so that nothing is computed beside the upload.
-  const NewLayer described{"w", 4096, 16384, v1::BF16,
-                           absl::StrCat(kParent, "/statistics/never")};
+  const NewLayer described{"w", 4096, 16384, v1::BF16, absl::StrCat(kParent, "/statistics/never")};
   std::vector<std::string> chunks(128, GaussianBf16(64, 8192, 2));
   const std::string sha256 = Sha256(chunks);
   std::vector<std::string> jobs;
@@ -263,6 +268,7 @@ absl::Status BenchUpload(const Endpoints& endpoints) {
       [&](int round) {
         return UploadPlan(absl::StrCat(jobs[round], "/layers/w"), described, chunks, sha256);
       },
+      /*flop_per_byte=*/0.0,
       {{"message_bytes", chunks.front().size()}, {"matrix_bytes", 128 * kMiB}, {"durable", true}});
   for (const std::string& job : jobs) status.Update(DeleteJob(endpoints, job));
   return status;
@@ -348,8 +354,8 @@ class RoundTrip {
     v1::SealStatisticRequest request;
     request.set_name(statistic_);
     v1::Statistic response;
-    return ToStatus(v1::Calibration::NewStub(endpoints_.quantd)
-                        ->SealStatistic(&context, request, &response));
+    return ToStatus(
+        v1::Calibration::NewStub(endpoints_.quantd)->SealStatistic(&context, request, &response));
   }
 
   absl::Status Wait() {

@@ -60,8 +60,7 @@ absl::StatusOr<std::unique_ptr<ServiceProcess>> ServiceProcess::Start(
     }
     line.clear();
   }
-  return absl::UnavailableError(
-      absl::StrCat(command[0], " ended before it listened: ", printed));
+  return absl::UnavailableError(absl::StrCat(command[0], " ended before it listened: ", printed));
 }
 
 ServiceProcess::~ServiceProcess() {
