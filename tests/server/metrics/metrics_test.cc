@@ -23,7 +23,6 @@
 namespace quantd::server {
 namespace {
 
-using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -223,8 +222,10 @@ TEST(MetricsTest, ScrapesRefreshFirst) {
 TEST(MetricsTest, ThreadsLoseNothing) {
   Metrics metrics({.max_tenants = 2});
   metrics.OnScrape([](Metrics& m) { m.SetQueueDepth({{"t0", 1}, {"t1", 2}}); });
+  constexpr int kThreads = 4;
   std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
+  threads.reserve(kThreads);
+  for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&metrics, t] {
       for (int i = 0; i < 500; ++i) {
         metrics.TokensAccumulated(absl::StrCat("t", t), 1);

@@ -506,6 +506,7 @@ TEST_F(SqliteJobStoreTest, ConcurrentWritersLoseNothing) {
   constexpr int kThreads = 4;
   constexpr int kUpdates = 25;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < kUpdates; ++i) {
