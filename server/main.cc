@@ -2,6 +2,7 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
+#include <semaphore.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -245,7 +246,26 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
-absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
+// Posted by the first SIGTERM or SIGINT and by every later one, which then change nothing.
+sem_t stop_requested;
+
+// A handler rather than sigwait: libraries start threads before main, in which the signals cannot be
+// blocked, and which would end the process when one of them is chosen to take the signal.
+void HandleStopSignals() {
+  sem_init(&stop_requested, /*pshared=*/0, 0);
+  struct sigaction action {};
+  action.sa_handler = [](int) { sem_post(&stop_requested); };
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+void WaitForStopSignal() {
+  while (sem_wait(&stop_requested) != 0) {
+  }
+}
+
+absl::Status Serve(const ServerConfig& config) {
   absl::StatusOr<std::unique_ptr<DataDirectory>> directory = DataDirectory::Open(config.data_dir);
   if (!directory.ok()) return directory.status();
   absl::StatusOr<std::unique_ptr<JobStore>> jobs =
@@ -330,9 +350,8 @@ absl::Status Serve(const ServerConfig& config, const sigset_t& stop_signals) {
        {"device", backends.front()->Describe().description},
        {"version", std::string(QUANTD_VERSION)}});
 
-  int signal = 0;
-  sigwait(&stop_signals, &signal);
-  Log(LogLevel::kInfo, "draining", {{"signal", int64_t{signal}}});
+  WaitForStopSignal();
+  Log(LogLevel::kInfo, "draining");
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
   server->GetHealthCheckService()->SetServingStatus(false);
   metrics->SetServing(false);
@@ -374,16 +393,11 @@ int Main(int argc, char** argv) {
     std::cerr << "quantd: " << status.message() << "\n";
     return 2;
   }
-  // Blocked before any thread starts, so that sigwait is the one who gets them.
-  sigset_t stop_signals;
-  sigemptyset(&stop_signals);
-  sigaddset(&stop_signals, SIGTERM);
-  sigaddset(&stop_signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  HandleStopSignals();
   std::signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
 
-  const absl::Status status = Serve(*config, stop_signals);
+  const absl::Status status = Serve(*config);
   if (!status.ok()) {
     Log(LogLevel::kError, "failed", {{"error", status.ToString()}});
     std::cerr << "quantd: " << status.message() << "\n";

@@ -117,6 +117,10 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
                                                     size_, bytes_.size()),
                           "IMPORT_INCOMPLETE");
     }
+    if (finish.sha256().size() != 32) {
+      return InvalidField("finish.sha256",
+                          absl::StrCat("expected 32 bytes, got ", finish.sha256().size()));
+    }
     if (finish.sha256() != compute::ToBytes(compute::Sha256::Of(bytes_))) {
       return Error(absl::StatusCode::kDataLoss, "DIGEST_MISMATCH",
                    "finish.sha256: the received bytes have another SHA-256");
