@@ -30,6 +30,7 @@ from quantd.v1 import (
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Sanitizer builds are several times slower: every deadline of the tests is multiplied by this.
 TIMEOUT_SCALE = float(os.environ.get("QUANTD_TEST_TIMEOUT_SCALE", "1"))
+SANITIZED = TIMEOUT_SCALE > 1
 
 
 def bin_dir() -> Path:

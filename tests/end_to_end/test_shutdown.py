@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 
 import grpc
@@ -57,10 +56,8 @@ def _busy_job(server: Server, count: int = 3) -> jobs_pb2.Job:
 
 def test_idle_server_ends_at_once(start_server: Callable[..., Server]) -> None:
     server = start_server()
-    started = time.monotonic()
     server.terminate()
-    assert server.wait(within=10) == 0
-    assert time.monotonic() - started < seconds(5)
+    assert server.wait(within=5) == 0
 
 
 def test_interrupt_ends_it_too(start_server: Callable[..., Server]) -> None:
@@ -151,10 +148,8 @@ def test_grace_period_ends(start_server: Callable[..., Server]) -> None:
     """Work that does not fit into drain_seconds is left for the next start; the exit stays 0."""
     server = start_server(config="drain_seconds: 1")
     job = _busy_job(server, count=12)
-    started = time.monotonic()
     server.terminate()
-    assert server.wait(within=15) == 0
-    assert time.monotonic() - started < seconds(10)
+    assert server.wait(within=10) == 0
     server.restart()
     server.api.jobs.CancelJob(jobs_pb2.CancelJobRequest(name=job.name))
     ended = wait_for_job(server.api, job.name)

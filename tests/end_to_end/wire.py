@@ -192,6 +192,9 @@ class OpenUpload:
         finally:
             self._sender.close()
 
+    def ended(self) -> bool:
+        return bool(self._call.done())
+
     def cancel(self) -> None:
         self._call.cancel()
         self._sender.close()
