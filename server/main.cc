@@ -249,8 +249,8 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
 // Posted by the first SIGTERM or SIGINT and by every later one, which then change nothing.
 sem_t stop_requested;
 
-// A handler rather than sigwait: libraries start threads before main, in which the signals cannot be
-// blocked, and which would end the process when one of them is chosen to take the signal.
+// A handler rather than sigwait: libraries start threads before main, in which the signals cannot
+// be blocked, and which would end the process when one of them is chosen to take the signal.
 void HandleStopSignals() {
   sem_init(&stop_requested, /*pshared=*/0, 0);
   struct sigaction action {};
@@ -288,8 +288,7 @@ absl::Status Serve(const ServerConfig& config) {
   const std::unique_ptr<Metrics> metrics = MakeMetrics(config, backends);
   Executor executor(static_cast<int>(std::max(4u, 2 * std::thread::hardware_concurrency())));
   std::unique_ptr<JobEngine> engine;  // set before anything calls it
-  Statistics statistics(**jobs, **blobs, *backends.front(), executor,
-                        MakeStatisticsOptions(config),
+  Statistics statistics(**jobs, **blobs, *backends.front(), executor, MakeStatisticsOptions(config),
                         [&engine](const std::string& tenant, const std::string& statistic) {
                           engine->StatisticSealed(tenant, statistic);
                         });
@@ -308,8 +307,8 @@ absl::Status Serve(const ServerConfig& config) {
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(NewJobsService(environment, *engine, **jobs));
   services.push_back(NewWeightsService(environment, uploads));
-  services.push_back(NewCalibrationService(environment, statistics, **jobs,
-                                           config.limits.stream_credit_bytes));
+  services.push_back(
+      NewCalibrationService(environment, statistics, **jobs, config.limits.stream_credit_bytes));
   services.push_back(NewResultsService(environment, **jobs, **blobs));
   services.push_back(
       NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
@@ -377,7 +376,8 @@ int Main(int argc, char** argv) {
                  "HOST:PORT of the Prometheus endpoint [127.0.0.1:7742]");
   app.add_option("--data_dir,--data-dir", flags.data_dir,
                  "directory of the database and the blobs [./data]");
-  app.add_option("--log_level,--log-level", flags.log_level, "debug, info, warning or error [info]");
+  app.add_option("--log_level,--log-level", flags.log_level,
+                 "debug, info, warning or error [info]");
   app.add_option("--cpu_threads,--cpu-threads", flags.cpu_threads,
                  "threads of the CPU backend [one a core]");
   app.add_flag("--allow_insecure_listen,--allow-insecure-listen", flags.allow_insecure_listen,

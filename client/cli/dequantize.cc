@@ -59,6 +59,7 @@ absl::Status Dequantize(const std::string& in, const std::string& out) {
     tensors.clear();
   }
   std::vector<const NamedTensor*> pointers;
+  pointers.reserve(weights.size());
   for (const NamedTensor& weight : weights) pointers.push_back(&weight);
 
   std::error_code error;

@@ -41,7 +41,7 @@ std::string RunningSteps(const client::Job& job) {
   for (const Layer& layer : job.layers) {
     if (layer.state != LayerState::kRunning) continue;
     if (steps.size() == 3) {
-      steps.push_back("...");
+      steps.emplace_back("...");
       break;
     }
     steps.push_back(job.layers.size() == 1 ? layer.stage

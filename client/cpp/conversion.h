@@ -18,15 +18,15 @@ absl::StatusOr<v1::DType> ToWire(compute::DType dtype);
 v1::Recipe ToWire(const compute::Recipe& recipe);
 absl::StatusOr<v1::Layer> ToWire(const Layer& layer);
 
-compute::Recipe FromWire(const v1::Recipe& recipe);
-Layer FromWire(const v1::Layer& layer);
-Job FromWire(const v1::Job& job);
-JobEstimate FromWire(const v1::JobEstimate& estimate);
-JobUpdate FromWire(const v1::WatchJobResponse& response);
-Statistic FromWire(const v1::Statistic& statistic);
-UploadStatus FromWire(const v1::UploadStatus& status);
-Artifact FromWire(const v1::Artifact& artifact);
-ErrorReport FromWire(const v1::ErrorReport& report);
-ServerInfo FromWire(const v1::ServerInfo& info);
+compute::Recipe FromWire(const v1::Recipe& wire);
+Layer FromWire(const v1::Layer& wire);
+Job FromWire(const v1::Job& wire);
+JobEstimate FromWire(const v1::JobEstimate& wire);
+JobUpdate FromWire(const v1::WatchJobResponse& wire);
+Statistic FromWire(const v1::Statistic& wire);
+UploadStatus FromWire(const v1::UploadStatus& wire);
+Artifact FromWire(const v1::Artifact& wire);
+ErrorReport FromWire(const v1::ErrorReport& wire);
+ServerInfo FromWire(const v1::ServerInfo& wire);
 
 }  // namespace quantd::client

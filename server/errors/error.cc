@@ -29,8 +29,8 @@ absl::Status Error(absl::StatusCode code, absl::string_view reason, absl::string
 
 absl::Status InvalidField(absl::string_view field, absl::string_view description,
                           absl::string_view reason) {
-  absl::Status status = Error(absl::StatusCode::kInvalidArgument, reason,
-                              absl::StrCat(field, ": ", description));
+  absl::Status status =
+      Error(absl::StatusCode::kInvalidArgument, reason, absl::StrCat(field, ": ", description));
   status.SetPayload(kField, absl::Cord(field));
   return status;
 }
@@ -50,8 +50,8 @@ absl::Status InvalidFieldWithin(absl::string_view parent, const absl::Status& ca
 
 absl::Status FailedPrecondition(absl::string_view type, absl::string_view subject,
                                 absl::string_view description) {
-  absl::Status status = Error(absl::StatusCode::kFailedPrecondition, type,
-                              absl::StrCat(subject, ": ", description));
+  absl::Status status =
+      Error(absl::StatusCode::kFailedPrecondition, type, absl::StrCat(subject, ": ", description));
   status.SetPayload(kPrecondition, absl::Cord(type));
   status.SetPayload(kSubject, absl::Cord(subject));
   return status;
@@ -59,26 +59,27 @@ absl::Status FailedPrecondition(absl::string_view type, absl::string_view subjec
 
 absl::Status QuotaExceeded(absl::string_view reason, absl::string_view subject,
                            absl::string_view description, absl::Duration retry_after) {
-  absl::Status status = Error(absl::StatusCode::kResourceExhausted, reason,
-                              absl::StrCat(subject, ": ", description));
+  absl::Status status =
+      Error(absl::StatusCode::kResourceExhausted, reason, absl::StrCat(subject, ": ", description));
   status.SetPayload(kSubject, absl::Cord(subject));
-  status.SetPayload(kRetryAfterMs, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(retry_after))));
+  status.SetPayload(kRetryAfterMs,
+                    absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(retry_after))));
   return status;
 }
 
 absl::Status Unavailable(absl::string_view reason, absl::string_view message,
                          absl::Duration retry_after) {
   absl::Status status = Error(absl::StatusCode::kUnavailable, reason, message);
-  status.SetPayload(kRetryAfterMs, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(retry_after))));
+  status.SetPayload(kRetryAfterMs,
+                    absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(retry_after))));
   return status;
 }
 
 absl::Status Annotate(const absl::Status& status, absl::string_view context) {
   if (status.ok()) return status;
   absl::Status annotated(status.code(), absl::StrCat(context, ": ", status.message()));
-  status.ForEachPayload([&](absl::string_view key, const absl::Cord& value) {
-    annotated.SetPayload(key, value);
-  });
+  status.ForEachPayload(
+      [&](absl::string_view key, const absl::Cord& value) { annotated.SetPayload(key, value); });
   return annotated;
 }
 

@@ -9,7 +9,8 @@
 
 // Errors as values with what a caller can act on. A status carries, as payloads, a reason
 // (UPPER_SNAKE, stable) and what its code calls for: the field of a bad request, the subject of a
-// quota or precondition, a delay to retry after. server/service turns these into google.rpc details.
+// quota or precondition, a delay to retry after. server/service turns these into google.rpc
+// details.
 namespace quantd::server {
 
 absl::Status Error(absl::StatusCode code, absl::string_view reason, absl::string_view message);
@@ -19,8 +20,8 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
                           absl::string_view reason = "INVALID_FIELD");
 // The same from an error of a lower layer, whose message becomes the description.
 absl::Status InvalidField(absl::string_view field, const absl::Status& cause);
-// The same where the lower layer checked a whole message and names the field itself, in front of its
-// message: "group_size: expected ..." within "recipe" is an error of "recipe.group_size".
+// The same where the lower layer checked a whole message and names the field itself, in front of
+// its message: "group_size: expected ..." within "recipe" is an error of "recipe.group_size".
 absl::Status InvalidFieldWithin(absl::string_view parent, const absl::Status& cause);
 
 // FAILED_PRECONDITION: `type` (UPPER_SNAKE, also the reason) must change for `subject` first.

@@ -55,8 +55,8 @@ absl::Status ActivationStream::CheckResent(const ActivationChunk& chunk) const {
   const uint32_t known = recent_crcs_[recent_crcs_.size() - 1 - back];
   if (known == chunk.crc32c) return absl::OkStatus();
   return InvalidField("chunk.crc32c",
-                      absl::StrFormat("chunk %d was accepted with CRC-32C %08x, got %08x", chunk.seq,
-                                      known, chunk.crc32c),
+                      absl::StrFormat("chunk %d was accepted with CRC-32C %08x, got %08x",
+                                      chunk.seq, known, chunk.crc32c),
                       "SEQUENCE_CONFLICT");
 }
 
@@ -76,9 +76,10 @@ absl::Status ActivationStream::Check(const ActivationChunk& chunk) const {
                                       chunk.rows, size));
   }
   if (const uint32_t actual = compute::Crc32c(AsBytes(chunk.data)); actual != chunk.crc32c) {
-    return InvalidField("chunk.crc32c", absl::StrFormat("the data has CRC-32C %08x, got %08x",
-                                                        actual, chunk.crc32c),
-                        "CRC_MISMATCH");
+    return InvalidField(
+        "chunk.crc32c",
+        absl::StrFormat("the data has CRC-32C %08x, got %08x", actual, chunk.crc32c),
+        "CRC_MISMATCH");
   }
   const int64_t bad = compute::FindNonFinite(accumulated_.dtype, AsBytes(chunk.data).data(),
                                              chunk.rows * target_.cols);
@@ -176,10 +177,8 @@ void ActivationStream::MaybeCommit() {
   }
   const absl::Time now = absl::Now();
   const bool asked = flush_requested_ || finish_done_ != nullptr;
-  const bool enough =
-      undurable_bytes_ >= policy_.bytes && now - last_commit_ >= 4 * commit_cost_;
-  const bool waited =
-      now - first_undurable_ >= std::max(policy_.interval, 10 * commit_cost_);
+  const bool enough = undurable_bytes_ >= policy_.bytes && now - last_commit_ >= 4 * commit_cost_;
+  const bool waited = now - first_undurable_ >= std::max(policy_.interval, 10 * commit_cost_);
   if (asked || enough || waited) StartCommit();
 }
 

@@ -19,8 +19,8 @@ namespace quantd::server {
 
 struct ActivationChunk {
   int64_t seq = 0;
-  int64_t rows = 0;   // tokens
-  std::string data;   // rows x cols elements
+  int64_t rows = 0;  // tokens
+  std::string data;  // rows x cols elements
   uint32_t crc32c = 0;
 };
 
@@ -45,10 +45,10 @@ struct ActivationListener {
   std::function<void(int64_t tokens, absl::Duration latency)> committed;
 };
 
-// One writer's stream of activations into one statistic: checks chunks, accumulates them in order on
-// a strand and commits {partial sum, durable_seq} as one. The sum depends only on the tokens' order,
-// so a crash and a resend give the same bits. Push, Flush and Finish are called by one thread at a
-// time.
+// One writer's stream of activations into one statistic: checks chunks, accumulates them in order
+// on a strand and commits {partial sum, durable_seq} as one. The sum depends only on the tokens'
+// order, so a crash and a resend give the same bits. Push, Flush and Finish are called by one
+// thread at a time.
 class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
  public:
   struct Target {
@@ -56,8 +56,8 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
     std::string statistic;
     int64_t cols = 0;
   };
-  ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor,
-                   JobStore& jobs, BlobStore& blobs, CommitPolicy policy,
+  ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor, JobStore& jobs,
+                   BlobStore& blobs, CommitPolicy policy,
                    std::unique_ptr<compute::MomentAccumulator> accumulator);
 
   void SetListener(ActivationListener listener);
@@ -105,8 +105,8 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
 
   // Of the strand.
   std::unique_ptr<compute::MomentAccumulator> accumulator_;
-  StatisticStreamRecord durable_;       // as committed
-  StatisticStreamRecord accumulated_;   // with everything accumulated; snapshot unused
+  StatisticStreamRecord durable_;      // as committed
+  StatisticStreamRecord accumulated_;  // with everything accumulated; snapshot unused
   ActivationListener listener_;
   absl::Status failure_;
   int64_t undurable_bytes_ = 0;

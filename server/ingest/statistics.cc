@@ -25,11 +25,11 @@ absl::Status CheckSameSpec(const StatisticRecord& stored, const compute::MomentS
                         "expected the layout and block_size that the statistic was created with");
   }
   if (asked.sample_rows != spec.sample_rows || asked.sample_seed != spec.sample_seed) {
-    return InvalidField("header.sample_rows",
-                        absl::StrFormat("expected sample_rows %d and sample_seed %d as the "
-                                        "statistic was created with, got %d and %d",
-                                        spec.sample_rows, spec.sample_seed, asked.sample_rows,
-                                        asked.sample_seed));
+    return InvalidField(
+        "header.sample_rows",
+        absl::StrFormat("expected sample_rows %d and sample_seed %d as the "
+                        "statistic was created with, got %d and %d",
+                        spec.sample_rows, spec.sample_seed, asked.sample_rows, asked.sample_seed));
   }
   return absl::OkStatus();
 }
@@ -86,8 +86,8 @@ absl::Status Statistics::Hold(const Declaration& d) {
   if (live.closing) return Sealed(d.tenant, d.statistic);
   if (live.streams.contains(d.stream_id)) {
     return Error(absl::StatusCode::kAborted, "STREAM_IN_USE",
-                 absl::StrCat(StatisticName(d.tenant, d.statistic), ": another writer holds stream ",
-                              d.stream_id));
+                 absl::StrCat(StatisticName(d.tenant, d.statistic),
+                              ": another writer holds stream ", d.stream_id));
   }
   int& open = streams_by_tenant_[d.tenant];
   if (open >= options_.max_streams_per_tenant) {
@@ -190,10 +190,9 @@ absl::Status Statistics::BeginClosing(const StatisticKey& key) {
   Live& live = live_[key];
   if (live.closing || !live.streams.empty()) {
     return FailedPrecondition("STREAM_OPEN", StatisticName(key.first, key.second),
-                              live.closing
-                                  ? "it is being sealed or deleted"
-                                  : absl::StrCat("stream ", live.streams.begin()->first,
-                                                 " is still open; close it first"));
+                              live.closing ? "it is being sealed or deleted"
+                                           : absl::StrCat("stream ", live.streams.begin()->first,
+                                                          " is still open; close it first"));
   }
   live.closing = true;
   return absl::OkStatus();
@@ -230,8 +229,8 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
   }
   absl::StatusOr<BlobRef> blob = blobs_.Put(tenant, total->Serialize());
   if (!blob.ok()) return blob.status();
-  if (absl::Status status = jobs_.SealStatistic(tenant, statistic, total->tokens(),
-                                                total->DigestHex(), *blob);
+  if (absl::Status status =
+          jobs_.SealStatistic(tenant, statistic, total->tokens(), total->DigestHex(), *blob);
       !status.ok()) {
     if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
     return status;

@@ -73,11 +73,12 @@ class Statistics {
   using StatisticKey = std::pair<std::string, std::string>;
   struct Live {
     std::map<std::string, std::shared_ptr<ActivationStream>> streams;  // null while opening
-    bool closing = false;  // being sealed or deleted
+    bool closing = false;                                              // being sealed or deleted
   };
   absl::Status Hold(const Declaration& declaration);
   absl::StatusOr<std::shared_ptr<ActivationStream>> OpenHeld(const Declaration& declaration);
-  // Keeps writers out for the scope of a seal or delete; FAILED_PRECONDITION while streams are open.
+  // Keeps writers out for the scope of a seal or delete; FAILED_PRECONDITION while streams are
+  // open.
   absl::Status BeginClosing(const StatisticKey& key);
   void EndClosing(const StatisticKey& key);
   void TickStreams();

@@ -31,9 +31,9 @@ int64_t SizeOf(const LayerRecord& layer) {
 
 absl::Status CheckDeclaration(const LayerRecord& layer, const UploadDeclaration& declaration) {
   if (declaration.dtype != layer.dtype) {
-    return InvalidField("header.dtype", absl::StrCat("expected ", NameOf(layer.dtype),
-                                                     " as the job declares, got ",
-                                                     NameOf(declaration.dtype)));
+    return InvalidField("header.dtype",
+                        absl::StrCat("expected ", NameOf(layer.dtype), " as the job declares, got ",
+                                     NameOf(declaration.dtype)));
   }
   if (declaration.rows != layer.rows || declaration.cols != layer.cols) {
     return InvalidField(
@@ -88,8 +88,8 @@ absl::Status WeightUpload::Append(int64_t offset, absl::Span<const std::byte> da
                                                       element, count));
   }
   if (const uint32_t actual = compute::Crc32c(data); actual != crc32c) {
-    return InvalidField("chunk.crc32c", absl::StrFormat("the data has CRC-32C %08x, got %08x",
-                                                        actual, crc32c),
+    return InvalidField("chunk.crc32c",
+                        absl::StrFormat("the data has CRC-32C %08x, got %08x", actual, crc32c),
                         "CRC_MISMATCH");
   }
   if (const int64_t bad = compute::FindNonFinite(dtype_, data.data(), count / element); bad >= 0) {
@@ -124,9 +124,10 @@ absl::StatusOr<UploadProgress> WeightUpload::Finish(absl::string_view sha256) {
     return InvalidField("finish.sha256", absl::StrCat("expected 32 bytes, got ", sha256.size()));
   }
   if (writer_->size() != size_) {
-    return InvalidField("finish", absl::StrFormat("expected %d bytes before the end, got %d", size_,
-                                                  writer_->size()),
-                        "UPLOAD_INCOMPLETE");
+    return InvalidField(
+        "finish",
+        absl::StrFormat("expected %d bytes before the end, got %d", size_, writer_->size()),
+        "UPLOAD_INCOMPLETE");
   }
   absl::StatusOr<BlobRef> blob = writer_->Commit(sha256);
   const bool start_over = absl::IsDataLoss(blob.status());
@@ -223,8 +224,7 @@ absl::StatusOr<std::unique_ptr<WeightUpload>> WeightUploads::Open(
   absl::StatusOr<std::unique_ptr<BlobWriter>> writer = OpenStaging(key, **layer);
   if (!writer.ok()) return writer.status();
   std::move(release).Cancel();
-  return std::unique_ptr<WeightUpload>(
-      new WeightUpload(*this, key, **layer, std::move(*writer)));
+  return std::unique_ptr<WeightUpload>(new WeightUpload(*this, key, **layer, std::move(*writer)));
 }
 
 absl::StatusOr<std::unique_ptr<BlobWriter>> WeightUploads::OpenStaging(const LayerKey& key,
@@ -254,7 +254,8 @@ absl::StatusOr<UploadProgress> WeightUploads::Status(const LayerKey& key) {
   if (!job.ok()) return job.status();
   absl::StatusOr<LayerRecord*> layer = FindLayer(*job, key);
   if (!layer.ok()) return layer.status();
-  return UploadProgress{(*layer)->upload_committed, SizeOf(**layer), !(*layer)->weight.name.empty()};
+  return UploadProgress{(*layer)->upload_committed, SizeOf(**layer),
+                        !(*layer)->weight.name.empty()};
 }
 
 }  // namespace quantd::server

@@ -47,7 +47,8 @@ struct UploadProgress {
 class WeightUploads;
 
 // One writer's hold on one layer's upload. Every byte below committed_size survives a crash.
-// Destroying it commits what was appended and lets the next writer in. Used by one thread at a time.
+// Destroying it commits what was appended and lets the next writer in. Used by one thread at a
+// time.
 class WeightUpload {
  public:
   ~WeightUpload();

@@ -94,8 +94,8 @@ absl::Status JobEngine::Start() {
       const JobKey key{job.tenant, job.job_id};
       live_[key];
       // What ran when the server stopped runs again from the start of its layer.
-      auto reset = jobs_.UpdateJob(
-          job.tenant, job.job_id, [](JobRecord& j, std::vector<ArtifactRecord>&) {
+      auto reset =
+          jobs_.UpdateJob(job.tenant, job.job_id, [](JobRecord& j, std::vector<ArtifactRecord>&) {
             for (LayerRecord& layer : j.layers) {
               if (!HasEnded(layer.state)) layer.state = LayerState::kWaiting;
             }
@@ -138,15 +138,16 @@ absl::Status JobEngine::CheckStatistics(const JobRecord& job) const {
     }
     if (statistic->spec.layout == compute::MomentLayout::kFull) continue;
     if (compute::NeedsFullSecondMoment(layer.recipe)) {
-      return InvalidField(field, "expected a full second moment, which the recipe needs, got a "
-                                 "block-diagonal one");
+      return InvalidField(field,
+                          "expected a full second moment, which the recipe needs, got a "
+                          "block-diagonal one");
     }
     if (compute::NeedsSecondMoment(layer.recipe) &&
         statistic->spec.block_size % layer.recipe.transform_block_size != 0) {
-      return InvalidField(field, absl::StrFormat("expected diagonal blocks of a multiple of %d "
-                                                 "columns (transform_block_size), got %d",
-                                                 layer.recipe.transform_block_size,
-                                                 statistic->spec.block_size));
+      return InvalidField(
+          field, absl::StrFormat("expected diagonal blocks of a multiple of %d "
+                                 "columns (transform_block_size), got %d",
+                                 layer.recipe.transform_block_size, statistic->spec.block_size));
     }
   }
   return absl::OkStatus();
@@ -275,8 +276,8 @@ void JobEngine::RefreshLocked(const JobKey& key) {
           for (const size_t index : group.members) job.layers[index].state = LayerState::kQueued;
           const compute::LayerEstimate estimate = compute::EstimateLayer(
               first.recipe, group.rows, group.cols, !group.statistic_id.empty());
-          ready.push_back({key.first, key.second, group.key, estimate.device_seconds,
-                           estimate.peak_bytes});
+          ready.push_back(
+              {key.first, key.second, group.key, estimate.device_seconds, estimate.peak_bytes});
         }
         DeriveJobState(job, absl::Now());
         return absl::OkStatus();
@@ -339,20 +340,21 @@ std::shared_ptr<JobEngine::RunningGroup> JobEngine::BeginLocked(const WorkItem& 
   if (live == live_.end()) return nullptr;
   auto running = std::make_shared<RunningGroup>();
   live->second.queued.erase(item.group);
-  auto updated = jobs_.UpdateJob(
-      item.tenant, item.job_id, [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
-        const std::vector<LayerGroup> groups = GroupsOf(job);
-        const LayerGroup* group = FindGroup(groups, item.group);
-        if (group == nullptr) return absl::NotFoundError(item.group);
-        for (const size_t index : group->members) {
-          LayerRecord& layer = job.layers[index];
-          if (HasEnded(layer.state)) return absl::CancelledError(layer.layer_id);
-          layer.state = LayerState::kRunning;
-          running->layer_ids.push_back(layer.layer_id);
-        }
-        DeriveJobState(job, absl::Now());
-        return absl::OkStatus();
-      });
+  auto updated = jobs_.UpdateJob(item.tenant, item.job_id,
+                                 [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+                                   const std::vector<LayerGroup> groups = GroupsOf(job);
+                                   const LayerGroup* group = FindGroup(groups, item.group);
+                                   if (group == nullptr) return absl::NotFoundError(item.group);
+                                   for (const size_t index : group->members) {
+                                     LayerRecord& layer = job.layers[index];
+                                     if (HasEnded(layer.state))
+                                       return absl::CancelledError(layer.layer_id);
+                                     layer.state = LayerState::kRunning;
+                                     running->layer_ids.push_back(layer.layer_id);
+                                   }
+                                   DeriveJobState(job, absl::Now());
+                                   return absl::OkStatus();
+                                 });
   if (!updated.ok()) return nullptr;
   live->second.running[item.group] = running;
   NotifyLocked(key);

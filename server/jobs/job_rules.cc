@@ -17,8 +17,7 @@ std::string Field(size_t index, absl::string_view name) {
 
 absl::Status CheckDimension(size_t index, absl::string_view name, int64_t value, int64_t most) {
   if (value >= 1 && value <= most) return absl::OkStatus();
-  return InvalidField(Field(index, name),
-                      absl::StrFormat("expected 1..%d, got %d", most, value));
+  return InvalidField(Field(index, name), absl::StrFormat("expected 1..%d, got %d", most, value));
 }
 
 absl::Status CheckShape(const LayerRecord& layer, size_t index, const JobLimits& limits) {
@@ -28,8 +27,7 @@ absl::Status CheckShape(const LayerRecord& layer, size_t index, const JobLimits&
   if (absl::Status s = CheckDimension(index, "cols", layer.cols, limits.max_dimension); !s.ok()) {
     return s;
   }
-  const absl::StatusOr<int64_t> bytes =
-      compute::DenseBytes(layer.dtype, {layer.rows, layer.cols});
+  const absl::StatusOr<int64_t> bytes = compute::DenseBytes(layer.dtype, {layer.rows, layer.cols});
   if (!bytes.ok()) return InvalidField(Field(index, "rows"), bytes.status());
   if (*bytes > limits.max_weight_bytes) {
     return InvalidField(Field(index, "rows"),
@@ -51,7 +49,8 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   const absl::StatusOr<compute::Recipe> resolved = compute::ResolveRecipe(layer.recipe);
   if (!resolved.ok()) return InvalidFieldWithin(recipe_field, resolved.status());
   layer.recipe = *resolved;
-  if (absl::Status s = compute::CheckRunnable(backend, layer.recipe); !s.ok()) return Annotate(s, recipe_field);
+  if (absl::Status s = compute::CheckRunnable(backend, layer.recipe); !s.ok())
+    return Annotate(s, recipe_field);
   if (absl::Status s = compute::CheckGeometry(layer.recipe, layer.rows, layer.cols); !s.ok()) {
     return InvalidField(Field(index, "cols"), s);
   }
@@ -100,20 +99,20 @@ std::vector<LayerGroup> GroupsOf(const JobRecord& job) {
 
 absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
                                        const compute::Backend& backend) {
-  if (job.layers.empty()) return InvalidField("job.layers", "expected at least one layer, got none");
+  if (job.layers.empty())
+    return InvalidField("job.layers", "expected at least one layer, got none");
   if (static_cast<int64_t>(job.layers.size()) > limits.max_layers_per_job) {
-    return InvalidField("job.layers", absl::StrFormat("expected at most %d (limits."
-                                                      "max_layers_per_job), got %d",
-                                                      limits.max_layers_per_job,
-                                                      job.layers.size()));
+    return InvalidField("job.layers",
+                        absl::StrFormat("expected at most %d (limits."
+                                        "max_layers_per_job), got %d",
+                                        limits.max_layers_per_job, job.layers.size()));
   }
   std::set<std::string> ids;
   for (size_t i = 0; i < job.layers.size(); ++i) {
     LayerRecord& layer = job.layers[i];
     if (!ids.insert(layer.layer_id).second) {
-      return InvalidField(Field(i, "layer_id"),
-                          absl::StrCat("expected ids unique in the job, got ", layer.layer_id,
-                                       " twice"));
+      return InvalidField(Field(i, "layer_id"), absl::StrCat("expected ids unique in the job, got ",
+                                                             layer.layer_id, " twice"));
     }
     if (absl::Status s = PrepareLayer(layer, i, limits, backend); !s.ok()) return s;
   }
@@ -124,8 +123,8 @@ absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
   for (const LayerGroup& group : GroupsOf(job)) {
     if (absl::Status s = CheckFusion(job, group); !s.ok()) return s;
     const LayerRecord& first = job.layers[group.members.front()];
-    const compute::LayerEstimate part = compute::EstimateLayer(first.recipe, group.rows, group.cols,
-                                                               !group.statistic_id.empty());
+    const compute::LayerEstimate part =
+        compute::EstimateLayer(first.recipe, group.rows, group.cols, !group.statistic_id.empty());
     if (part.peak_bytes > limits.max_layer_bytes) {
       return QuotaExceeded("LAYER_TOO_LARGE", Field(group.members.front(), "rows"),
                            absl::StrFormat("quantizing %s needs %d bytes of device memory, at most "

@@ -37,9 +37,9 @@ struct JobEstimate {
   int64_t output_bytes = 0;
 };
 
-// Resolves the recipes and checks everything about a new job: names, sizes, geometry, fusion groups,
-// memory and that `backend` can run it. INVALID_ARGUMENT names the field ("layers[2].cols"),
-// RESOURCE_EXHAUSTED a limit, UNIMPLEMENTED what this build lacks.
+// Resolves the recipes and checks everything about a new job: names, sizes, geometry, fusion
+// groups, memory and that `backend` can run it. INVALID_ARGUMENT names the field
+// ("layers[2].cols"), RESOURCE_EXHAUSTED a limit, UNIMPLEMENTED what this build lacks.
 absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
                                        const compute::Backend& backend);
 

@@ -16,8 +16,8 @@
 #include "server/metrics/metrics.h"
 #include "server/service/grpc_status.h"
 
-// What every call does, whatever it is about: say who calls, leave gRPC's threads, count, convert the
-// outcome.
+// What every call does, whatever it is about: say who calls, leave gRPC's threads, count, convert
+// the outcome.
 namespace quantd::server {
 
 // Shared by all services; outlives them.
@@ -52,11 +52,12 @@ grpc::ServerUnaryReactor* RunUnary(const CallEnvironment& environment,
                                    grpc::CallbackServerContext* context, absl::string_view method,
                                    Handler handle) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  environment.executor.Post([call = Call(environment, context, method), reactor,
-                             handle = std::move(handle)]() mutable {
-    const absl::Status status = call.tenant().ok() ? handle(*call.tenant()) : call.tenant().status();
-    reactor->Finish(call.Finish(status));
-  });
+  environment.executor.Post(
+      [call = Call(environment, context, method), reactor, handle = std::move(handle)]() mutable {
+        const absl::Status status =
+            call.tenant().ok() ? handle(*call.tenant()) : call.tenant().status();
+        reactor->Finish(call.Finish(status));
+      });
   return reactor;
 }
 

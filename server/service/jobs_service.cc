@@ -31,11 +31,11 @@ absl::StatusOr<std::string> ChooseJobId(const std::string& requested) {
         return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-';
       });
   if (well_formed) return requested;
-  return InvalidField("job_id",
-                      absl::StrCat("expected [a-z0-9-]{1,63}, got \"",
-                                   absl::CHexEscape(requested.substr(0, 80)), "\" (",
-                                   requested.size(), " bytes)"),
-                      "INVALID_NAME");
+  return InvalidField(
+      "job_id",
+      absl::StrCat("expected [a-z0-9-]{1,63}, got \"", absl::CHexEscape(requested.substr(0, 80)),
+                   "\" (", requested.size(), " bytes)"),
+      "INVALID_NAME");
 }
 
 class JobsService final : public v1::Jobs::CallbackService {
@@ -46,10 +46,9 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* CreateJob(grpc::CallbackServerContext* context,
                                       const v1::CreateJobRequest* request,
                                       v1::CreateJobResponse* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Jobs/CreateJob",
-                    [=, this](const std::string& tenant) {
-                      return Create(tenant, *request, *response);
-                    });
+    return RunUnary(
+        environment_, context, "quantd.v1.Jobs/CreateJob",
+        [=, this](const std::string& tenant) { return Create(tenant, *request, *response); });
   }
 
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context,

@@ -244,8 +244,8 @@ absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view te
     job.recipe = *recipe;
   }
   for (int i = 0; i < message.layers_size(); ++i) {
-    auto layer = LayerFromProto(absl::StrCat("job.layers[", i, "]"), message.layers(i), tenant,
-                                job.recipe);
+    auto layer =
+        LayerFromProto(absl::StrCat("job.layers[", i, "]"), message.layers(i), tenant, job.recipe);
     if (!layer.ok()) return layer.status();
     job.layers.push_back(std::move(*layer));
   }
@@ -289,8 +289,7 @@ absl::StatusOr<compute::MomentSpec> MomentSpecFromProto(v1::MomentLayout layout,
                                                       static_cast<int>(layout)));
   }
   if (layout == v1::BLOCK_DIAGONAL && (block_size < 16 || block_size > 256)) {
-    return InvalidField("header.block_size",
-                        absl::StrCat("expected 16..256, got ", block_size));
+    return InvalidField("header.block_size", absl::StrCat("expected 16..256, got ", block_size));
   }
   compute::MomentSpec spec;
   spec.layout = layout == v1::BLOCK_DIAGONAL ? compute::MomentLayout::kBlockDiagonal
@@ -353,8 +352,7 @@ absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& text) {
   const auto set = [&](const char* name, auto setter) {
     if (const auto value = number(name); value.has_value()) (report.*setter)(*value);
   };
-  set("relative_output_error_weight_only",
-      &v1::ErrorReport::set_relative_output_error_weight_only);
+  set("relative_output_error_weight_only", &v1::ErrorReport::set_relative_output_error_weight_only);
   set("relative_output_error_weight_and_activation",
       &v1::ErrorReport::set_relative_output_error_weight_and_activation);
   set("sqnr_db_weight_only", &v1::ErrorReport::set_sqnr_db_weight_only);
@@ -388,9 +386,10 @@ absl::StatusOr<int> PageSize(int32_t requested) {
 absl::Status CheckChunkSize(absl::string_view data) {
   const int64_t size = static_cast<int64_t>(data.size());
   if (size <= kMaxChunkBytes) return absl::OkStatus();
-  return InvalidField("chunk.data", absl::StrFormat("expected at most %d bytes (limits."
-                                                    "max_chunk_bytes), got %d",
-                                                    kMaxChunkBytes, size),
+  return InvalidField("chunk.data",
+                      absl::StrFormat("expected at most %d bytes (limits."
+                                      "max_chunk_bytes), got %d",
+                                      kMaxChunkBytes, size),
                       "CHUNK_TOO_LARGE");
 }
 

@@ -62,9 +62,9 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
       return InvalidField("header.dtype", "expected F64 or F32");
     }
     if (!v1::MomentNormalization_IsValid(header.normalization())) {
-      return InvalidField("header.normalization",
-                          absl::StrCat("expected SUM or MEAN, got ",
-                                       static_cast<int>(header.normalization())));
+      return InvalidField(
+          "header.normalization",
+          absl::StrCat("expected SUM or MEAN, got ", static_cast<int>(header.normalization())));
     }
     if (header.tokens() < 1) {
       return InvalidField("header.tokens",
@@ -100,8 +100,9 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
                    absl::StrFormat("chunk.offset: expected %d, got %d", have, chunk.offset()));
     }
     if (count == 0 || count > size_ - have) {
-      return InvalidField("chunk.data", absl::StrFormat("expected 1..%d more bytes of %d in all, got %d",
-                                                        size_ - have, size_, count));
+      return InvalidField("chunk.data",
+                          absl::StrFormat("expected 1..%d more bytes of %d in all, got %d",
+                                          size_ - have, size_, count));
     }
     if (compute::Crc32c(AsBytes(chunk.data())) != chunk.crc32c()) {
       return InvalidField("chunk.crc32c", "the data has another CRC-32C", "CRC_MISMATCH");
@@ -113,9 +114,10 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
 
   absl::Status OnFinish(const v1::StatisticFinish& finish) {
     if (!header_.has_value() || static_cast<int64_t>(bytes_.size()) != size_) {
-      return InvalidField("finish", absl::StrFormat("expected %d bytes before the end, got %d",
-                                                    size_, bytes_.size()),
-                          "IMPORT_INCOMPLETE");
+      return InvalidField(
+          "finish",
+          absl::StrFormat("expected %d bytes before the end, got %d", size_, bytes_.size()),
+          "IMPORT_INCOMPLETE");
     }
     if (finish.sha256().size() != 32) {
       return InvalidField("finish.sha256",

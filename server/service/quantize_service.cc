@@ -31,10 +31,10 @@ absl::Status CheckMatrix(absl::string_view field, const v1::InlineTensor& tensor
                          std::optional<int64_t> cols) {
   const bool is_matrix = tensor.shape_size() == 2 && tensor.shape(0) >= 1 && tensor.shape(1) >= 1;
   if (!is_matrix || (cols.has_value() && tensor.shape(1) != *cols)) {
-    return InvalidField(absl::StrCat(field, ".shape"),
-                        absl::StrCat("expected [rows, ",
-                                     cols.has_value() ? absl::StrCat(*cols) : "cols", "], got [",
-                                     absl::StrJoin(tensor.shape(), ", "), "]"));
+    return InvalidField(
+        absl::StrCat(field, ".shape"),
+        absl::StrCat("expected [rows, ", cols.has_value() ? absl::StrCat(*cols) : "cols",
+                     "], got [", absl::StrJoin(tensor.shape(), ", "), "]"));
   }
   if (!tensor.data().empty() && tensor.values_size() > 0) {
     return InvalidField(field, "expected data or values, got both");
@@ -66,17 +66,17 @@ absl::StatusOr<compute::Tensor> ToTensor(absl::string_view field, const v1::Inli
   const std::vector<int64_t> shape(tensor.shape().begin(), tensor.shape().end());
   const absl::StatusOr<int64_t> needed = compute::DenseBytes(dtype, shape);
   if (!needed.ok()) return InvalidField(absl::StrCat(field, ".shape"), needed.status());
-  const int64_t came = from_values ? int64_t{8} * tensor.values_size()
-                                   : static_cast<int64_t>(tensor.data().size());
+  const int64_t came =
+      from_values ? int64_t{8} * tensor.values_size() : static_cast<int64_t>(tensor.data().size());
   if (came != *needed) {
     const int64_t element = static_cast<int64_t>(compute::SizeOf(dtype));
-    return InvalidField(absl::StrCat(field, from_values ? ".values" : ".data"),
-                        absl::StrFormat("expected %d elements for shape [%s], got %d",
-                                        *needed / element, absl::StrJoin(shape, ", "),
-                                        came / element));
+    return InvalidField(
+        absl::StrCat(field, from_values ? ".values" : ".data"),
+        absl::StrFormat("expected %d elements for shape [%s], got %d", *needed / element,
+                        absl::StrJoin(shape, ", "), came / element));
   }
-  const char* bytes = from_values ? reinterpret_cast<const char*>(tensor.values().data())
-                                  : tensor.data().data();
+  const char* bytes =
+      from_values ? reinterpret_cast<const char*>(tensor.values().data()) : tensor.data().data();
   auto result = compute::Tensor::FromBytes(
       dtype, shape, {reinterpret_cast<const std::byte*>(bytes), static_cast<size_t>(came)});
   if (!result.ok()) return result.status();
@@ -106,9 +106,9 @@ absl::StatusOr<compute::SecondMoment> MomentOf(const v1::QuantizeTensorRequest& 
   if (!tokens.ok()) return tokens.status();
   auto accumulator = backend.NewAccumulator(spec, nullptr);
   if (!accumulator.ok()) return accumulator.status();
-  if (absl::Status s = (*accumulator)
-                           ->Add("inline", 0, tokens->dtype(), tokens->dim(0),
-                                 std::as_const(*tokens).bytes());
+  if (absl::Status s =
+          (*accumulator)
+              ->Add("inline", 0, tokens->dtype(), tokens->dim(0), std::as_const(*tokens).bytes());
       !s.ok()) {
     return InvalidField("activations", s);
   }
@@ -141,7 +141,8 @@ class QuantizeService final : public v1::Quantize::CallbackService {
     if (!asked.ok()) return asked.status();
     const auto recipe = compute::ResolveRecipe(*asked);
     if (!recipe.ok()) return InvalidFieldWithin("recipe", recipe.status());
-    if (absl::Status s = compute::CheckRunnable(backend_, *recipe); !s.ok()) return Annotate(s, "recipe");
+    if (absl::Status s = compute::CheckRunnable(backend_, *recipe); !s.ok())
+      return Annotate(s, "recipe");
     const auto weight = ToTensor("weight", request.weight(), std::nullopt);
     if (!weight.ok()) return weight.status();
     if (absl::Status s = compute::CheckGeometry(*recipe, weight->dim(0), weight->dim(1)); !s.ok()) {

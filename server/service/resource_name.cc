@@ -46,8 +46,8 @@ absl::StatusOr<ResourceName> Parse(absl::string_view field, absl::string_view na
   if (absl::Status s = CheckId(field, parsed.tenant, 63); !s.ok()) return s;
   if (parsed.tenant != caller) {
     return Error(absl::StatusCode::kPermissionDenied, "FOREIGN_TENANT",
-                 absl::StrFormat("%s: the caller is tenant %s and has no access to tenant %s", field,
-                                 caller, parsed.tenant));
+                 absl::StrFormat("%s: the caller is tenant %s and has no access to tenant %s",
+                                 field, caller, parsed.tenant));
   }
   for (size_t i = 0; i < collections.size(); ++i) {
     const size_t most = collections[i] == "artifacts" ? kMaxArtifactId : kMaxId;
@@ -60,12 +60,11 @@ absl::StatusOr<ResourceName> Parse(absl::string_view field, absl::string_view na
 }  // namespace
 
 absl::Status CheckId(absl::string_view field, absl::string_view id, size_t max_length) {
-  const bool well_formed =
-      !id.empty() && id.size() <= max_length && id.front() != '.' &&
-      std::all_of(id.begin(), id.end(), [](char c) {
-        return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' ||
-               c == '-';
-      });
+  const bool well_formed = !id.empty() && id.size() <= max_length && id.front() != '.' &&
+                           std::all_of(id.begin(), id.end(), [](char c) {
+                             return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                                    c == '.' || c == '_' || c == '-';
+                           });
   if (well_formed) return absl::OkStatus();
   return InvalidField(field,
                       absl::StrFormat("expected an id of 1..%d letters, digits, '.', '_' or '-', "

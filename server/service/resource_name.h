@@ -6,8 +6,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-// Names of resources, AIP-122 style: tenants/{tenant}/jobs/{job}/layers/{layer}. Ids are never paths:
-// letters, digits, '.', '_' and '-', not starting with '.', so they are safe in file names too.
+// Names of resources, AIP-122 style: tenants/{tenant}/jobs/{job}/layers/{layer}. Ids are never
+// paths: letters, digits, '.', '_' and '-', not starting with '.', so they are safe in file names
+// too.
 namespace quantd::server {
 
 // INVALID_ARGUMENT for `field`, with what was expected and what came (cleaned for display).

@@ -29,19 +29,18 @@ class ArtifactReader {
     if (!artifact.ok()) return artifact.status();
     const int64_t size = artifact->blob.size;
     if (request.read_offset() < 0 || request.read_offset() > size) {
-      return Error(absl::StatusCode::kOutOfRange, "OFFSET_OUT_OF_RANGE",
-                   absl::StrFormat("read_offset: expected 0..%d, got %d", size,
-                                   request.read_offset()));
+      return Error(
+          absl::StatusCode::kOutOfRange, "OFFSET_OUT_OF_RANGE",
+          absl::StrFormat("read_offset: expected 0..%d, got %d", size, request.read_offset()));
     }
     if (request.read_limit() < 0) {
-      return InvalidField("read_limit", absl::StrCat("expected 0 or more, got ",
-                                                     request.read_limit()));
+      return InvalidField("read_limit",
+                          absl::StrCat("expected 0 or more, got ", request.read_limit()));
     }
     auto blob = blobs.Open(artifact->blob);
     if (!blob.ok()) return Annotate(blob.status(), request.name());
     const int64_t rest = size - request.read_offset();
-    const int64_t count =
-        request.read_limit() == 0 ? rest : std::min(rest, request.read_limit());
+    const int64_t count = request.read_limit() == 0 ? rest : std::min(rest, request.read_limit());
     return std::unique_ptr<ArtifactReader>(new ArtifactReader(
         std::move(*blob), artifact->blob, request.read_offset(), count, metrics));
   }
@@ -100,10 +99,9 @@ class ResultsService final : public v1::Results::CallbackService {
   grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context,
                                           const v1::ListArtifactsRequest* request,
                                           v1::ListArtifactsResponse* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Results/ListArtifacts",
-                    [=, this](const std::string& tenant) {
-                      return List(tenant, *request, *response);
-                    });
+    return RunUnary(
+        environment_, context, "quantd.v1.Results/ListArtifacts",
+        [=, this](const std::string& tenant) { return List(tenant, *request, *response); });
   }
 
   grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(

@@ -93,20 +93,22 @@ class StreamActivationsReactor final
       if (const auto self = weak.lock(); self != nullptr) call(*self);
     };
     stream_->SetListener({
-        .progressed = [with_self](const ActivationAck& ack) {
-          with_self([&](auto& self) { self.Acknowledge(ack); });
-        },
-        .failed = [with_self](const absl::Status& status) {
-          with_self([&](auto& self) { self.End(status); });
-        },
+        .progressed =
+            [with_self](const ActivationAck& ack) {
+              with_self([&](auto& self) { self.Acknowledge(ack); });
+            },
+        .failed =
+            [with_self](const absl::Status& status) {
+              with_self([&](auto& self) { self.End(status); });
+            },
         .drained = [with_self] { with_self([](auto& self) { self.ResumeReading(); }); },
-        .committed = [with_self, tenant = declaration_->tenant](int64_t tokens,
-                                                                absl::Duration latency) {
-          with_self([&](auto& self) {
-            self.metrics().TokensAccumulated(tenant, tokens);
-            self.metrics().ChunkDurable(absl::ToDoubleSeconds(latency));
-          });
-        },
+        .committed =
+            [with_self, tenant = declaration_->tenant](int64_t tokens, absl::Duration latency) {
+              with_self([&](auto& self) {
+                self.metrics().TokensAccumulated(tenant, tokens);
+                self.metrics().ChunkDurable(absl::ToDoubleSeconds(latency));
+              });
+            },
     });
     Acknowledge({stream_->durable_seq(), stream_->durable_seq()});
     ReadMore();
@@ -115,9 +117,9 @@ class StreamActivationsReactor final
   void OnChunk(v1::ActivationChunk& message) {
     if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
     if (message.token_weights_size() > 0 || !message.paired_data().empty()) {
-      return End(InvalidField(message.token_weights_size() > 0 ? "chunk.token_weights"
-                                                               : "chunk.paired_data",
-                              "expected none for a statistic of kind SECOND_MOMENT"));
+      return End(InvalidField(
+          message.token_weights_size() > 0 ? "chunk.token_weights" : "chunk.paired_data",
+          "expected none for a statistic of kind SECOND_MOMENT"));
     }
     if (absl::Status s = CheckChunkSize(message.data()); !s.ok()) return End(s);
     metrics().BytesIn(Traffic::kActivations, static_cast<int64_t>(message.data().size()));
@@ -154,8 +156,9 @@ class StreamActivationsReactor final
 
   // The client closed its side, or is gone.
   void ReadingEnded() {
-    End(stream_ == nullptr ? InvalidField("header", "expected a header before the end of the stream")
-                           : absl::OkStatus());
+    End(stream_ == nullptr
+            ? InvalidField("header", "expected a header before the end of the stream")
+            : absl::OkStatus());
   }
 
   void OnCancel() override { End(absl::CancelledError("the client has gone")); }

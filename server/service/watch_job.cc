@@ -29,8 +29,8 @@ class WatchJobReactor final : public grpc::ServerWriteReactor<v1::WatchJobRespon
     auto parsed = ParseJobName("name", name, *call_.tenant());
     if (!parsed.ok()) return End(parsed.status());
     name_ = std::move(*parsed);
-    subscription_ = engine_.Subscribe(name_.tenant, name_.first,
-                                      [weak = weak_from_this()] { Changed(weak); });
+    subscription_ =
+        engine_.Subscribe(name_.tenant, name_.first, [weak = weak_from_this()] { Changed(weak); });
     Send();
   }
 
@@ -86,9 +86,8 @@ class WatchJobReactor final : public grpc::ServerWriteReactor<v1::WatchJobRespon
     strand_.Post([self = shared_from_this(), ok] { self->Written(ok); });
   }
   void OnCancel() override {
-    strand_.Post([self = shared_from_this()] {
-      self->End(absl::CancelledError("the client has gone"));
-    });
+    strand_.Post(
+        [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
   }
   void OnDone() override { self_.reset(); }
 

@@ -70,8 +70,8 @@ class UploadConsumer final
 
   absl::Status OnChunk(const v1::UploadChunk& chunk) {
     if (upload_ == nullptr) {
-      return InvalidField("chunk", finished_ ? "expected no message after finish"
-                                             : "expected a header first");
+      return InvalidField(
+          "chunk", finished_ ? "expected no message after finish" : "expected a header first");
     }
     if (absl::Status s = CheckChunkSize(chunk.data()); !s.ok()) return s;
     metrics_.BytesIn(Traffic::kWeights, static_cast<int64_t>(chunk.data().size()));
@@ -118,16 +118,16 @@ class WeightsService final : public v1::Weights::CallbackService {
   grpc::ServerUnaryReactor* GetUploadStatus(grpc::CallbackServerContext* context,
                                             const v1::GetUploadStatusRequest* request,
                                             v1::UploadStatus* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Weights/GetUploadStatus",
-                    [=, this](const std::string& tenant) -> absl::Status {
-                      const auto name = ParseLayerName("layer", request->layer(), tenant);
-                      if (!name.ok()) return name.status();
-                      const auto progress =
-                          uploads_.Status({name->tenant, name->first, name->second});
-                      if (!progress.ok()) return progress.status();
-                      Fill(*progress, *response);
-                      return absl::OkStatus();
-                    });
+    return RunUnary(
+        environment_, context, "quantd.v1.Weights/GetUploadStatus",
+        [=, this](const std::string& tenant) -> absl::Status {
+          const auto name = ParseLayerName("layer", request->layer(), tenant);
+          if (!name.ok()) return name.status();
+          const auto progress = uploads_.Status({name->tenant, name->first, name->second});
+          if (!progress.ok()) return progress.status();
+          Fill(*progress, *response);
+          return absl::OkStatus();
+        });
   }
 
  private:
