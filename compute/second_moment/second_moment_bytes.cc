@@ -77,7 +77,7 @@ class Cursor {
   explicit Cursor(const char* at) : at_(at) {}
   template <typename T>
   void Read(T* to, int64_t count) {
-    std::memcpy(to, at_, count * sizeof(T));
+    if (count > 0) std::memcpy(to, at_, count * sizeof(T));  // `to` may be null otherwise
     at_ += count * sizeof(T);
   }
 
