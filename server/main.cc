@@ -123,7 +123,7 @@ std::unique_ptr<Metrics> MakeMetrics(const ServerConfig& config,
     absl::StrAppend(&options.backends, options.backends.empty() ? "" : ",", kind);
   }
   for (const TenantConfig& tenant : config.tenants) options.tenants.push_back(tenant.name);
-  if (config.tenants.empty()) options.tenants.push_back("default");
+  if (config.tenants.empty()) options.tenants.emplace_back("default");
   return std::make_unique<Metrics>(std::move(options));
 }
 

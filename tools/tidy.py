@@ -68,7 +68,7 @@ def check(file: Path) -> str:
     )
     if result.returncode == 0:
         return ""
-    return result.stdout or result.stderr
+    return result.stdout or result.stderr or f"clang-tidy {file}: exit status {result.returncode}"
 
 
 def main() -> int:

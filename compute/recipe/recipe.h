@@ -60,7 +60,7 @@ bool NeedsFullSecondMoment(const Recipe& resolved);
 
 // Names as users write them: "mxfp4", "wush", "rtn", "marginal", "gaussian-mse", "group".
 absl::string_view NameOf(Format format);
-absl::string_view NameOf(TransformKind transform);
+absl::string_view NameOf(TransformKind kind);
 absl::string_view NameOf(Method method);
 absl::string_view NameOf(Solver solver);
 absl::string_view NameOf(ScaleRule rule);
@@ -76,6 +76,6 @@ absl::StatusOr<Granularity> ParseGranularity(absl::string_view name);
 // One line of JSON with every field of a resolved recipe; goes into result files and reports.
 std::string ToJson(const Recipe& resolved);
 // The inverse. INVALID_ARGUMENT.
-absl::StatusOr<Recipe> RecipeFromJson(absl::string_view json);
+absl::StatusOr<Recipe> RecipeFromJson(absl::string_view text);
 
 }  // namespace quantd::compute

@@ -17,11 +17,11 @@ namespace quantd::server {
 absl::StatusOr<compute::DType> FromProto(absl::string_view field, v1::DType dtype);
 v1::DType ToProto(compute::DType dtype);
 
-absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Recipe& recipe);
+absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Recipe& message);
 v1::Recipe ToProto(const compute::Recipe& recipe);
 
 // The tenant, id and times are the caller's to set.
-absl::StatusOr<JobRecord> FromProto(const v1::Job& job, absl::string_view tenant);
+absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view tenant);
 v1::Job ToProto(const JobView& view);
 v1::Job ToProto(const JobRecord& job);
 
@@ -34,7 +34,7 @@ v1::MomentLayout ToProto(compute::MomentLayout layout);
 v1::Artifact ToProto(const ArtifactRecord& artifact, absl::string_view tenant,
                      absl::string_view job);
 // From the JSON document of a report. DATA_LOSS where it cannot be read.
-absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& json);
+absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& text);
 
 // The default where it is 0; INVALID_ARGUMENT for a negative size; capped at 1000.
 absl::StatusOr<int> PageSize(int32_t requested);

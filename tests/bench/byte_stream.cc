@@ -104,9 +104,9 @@ class Streamer final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::By
     Write(plan_.chunk(sent_));
   }
 
-  void Write(grpc::ByteBuffer message) {
+  void Write(const grpc::ByteBuffer& message) {
     writing_ = true;
-    outgoing_ = std::move(message);
+    outgoing_ = message;
     StartWrite(&outgoing_);
   }
 

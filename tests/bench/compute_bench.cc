@@ -40,7 +40,7 @@ double MedianSeconds(const std::function<void()>& work) {
 }
 
 void Print(const std::string& name, double value, const std::string& unit,
-           nlohmann::ordered_json more = nlohmann::ordered_json::object()) {
+           const nlohmann::ordered_json& more = nlohmann::ordered_json::object()) {
   nlohmann::ordered_json line = {{"name", name}, {"value", value}, {"unit", unit}};
   line.update(more);
   std::printf("%s\n", line.dump().c_str());
@@ -56,7 +56,7 @@ constexpr int kVectorBytes = 32;
 // Multiply-adds that never leave the registers: enough chains to hide their latency.
 template <typename T>
 T SpinFma(int64_t rounds) {
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  using Vector __attribute__((vector_size(kVectorBytes))) = T;
   constexpr int kChains = 12;
   Vector chains[kChains];
   Vector factor = Vector{} + T(0.999);

@@ -281,7 +281,7 @@ using Steps = std::vector<std::pair<std::string, double>>;
 
 class RoundTrip {
  public:
-  RoundTrip(const Endpoints& endpoints, std::string id)
+  RoundTrip(const Endpoints& endpoints, const std::string& id)
       : endpoints_(endpoints), statistic_(absl::StrCat(kParent, "/statistics/", id)) {}
 
   absl::StatusOr<Steps> Run() {
@@ -325,7 +325,7 @@ class RoundTrip {
   }
 
   absl::Status Stream() {
-    const int64_t rows = 512;
+    constexpr int64_t kRows = 512;
     v1::StreamActivationsRequest header;
     header.mutable_header()->set_statistic(statistic_);
     header.mutable_header()->set_stream_id("bench");
@@ -334,14 +334,14 @@ class RoundTrip {
     StreamPlan plan;
     plan.method = "/quantd.v1.Calibration/StreamActivations";
     plan.header = ToBytes(header.SerializeAsString());
-    plan.chunk_bytes = rows * kSize * 2;
-    plan.chunks = kTokens / rows;
+    plan.chunk_bytes = kRows * kSize * 2;
+    plan.chunks = kTokens / kRows;
     plan.keeps_credit = true;
-    plan.chunk = [this, rows](int64_t number) {
+    plan.chunk = [this](int64_t number) {
       const std::string& data = tokens_[number - 1];
       v1::ActivationChunk fields;
       fields.set_seq(number);
-      fields.set_rows(rows);
+      fields.set_rows(kRows);
       fields.set_crc32c(compute::Crc32c(absl::string_view(data)));
       return Wrap(v1::StreamActivationsRequest::kChunkFieldNumber, fields.SerializeAsString(),
                   v1::ActivationChunk::kDataFieldNumber, data);

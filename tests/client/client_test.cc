@@ -151,7 +151,7 @@ TEST_F(ClientTest, CreateJobCarriesTheRecipeAndReadsTheFieldViolation) {
 }
 
 TEST_F(ClientTest, RepeatsCreateJobUnderTheSameRequestId) {
-  state_->create_refusals.push_back(grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining"));
+  state_->create_refusals.emplace_back(grpc::StatusCode::UNAVAILABLE, "draining");
   const auto job = client_->CreateJob(JobSpec());
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->job.name, "tenants/default/jobs/j1");
