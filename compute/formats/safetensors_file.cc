@@ -92,7 +92,7 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   if (absl::Status status = ReadAt(fd, 0, absl::MakeSpan(prefix), path); !status.ok())
     return status;
   uint64_t length = 0;
-  std::memcpy(&length, prefix.data(), prefix.size());
+  if (!prefix.empty()) std::memcpy(&length, prefix.data(), prefix.size());
   if (length <= static_cast<uint64_t>(kMaxHeaderBytes) &&
       static_cast<int64_t>(length + kLengthBytes) <= info.st_size) {
     prefix.resize(kLengthBytes + length);
