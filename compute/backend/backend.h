@@ -151,6 +151,41 @@ struct OutputError {
   double energy = 0.0;  // ||Y||_F^2
 };
 
+// A damped second moment and its lower Cholesky factor: L L^T = M + added I.
+struct MomentFactor {
+  DeviceTensor lower;            // C x C, zeros above the diagonal
+  std::vector<double> diagonal;  // L_ii
+  double added = 0.0;
+};
+
+// WaterSIC (arXiv 2603.04956; docs/numerics.md, section 9). Matrices with one weight column a row
+// are stored transposed, C x R, so that a column is contiguous.
+struct LatticeInputs {
+  DeviceTensor weight;      // W, R x C, F64
+  DeviceTensor moment;      // M = E[x x^T], C x C
+  MomentFactor factor;      // of moment_hat, or of moment without drift
+  DeviceTensor moment_hat;  // E[xhat xhat^T], C x C; empty without drift
+  DeviceTensor cross;       // E[x xhat^T], C x C; empty without drift
+  DeviceTensor residual;    // E[(r - rhat) xhat^T], R x C; empty: 0
+};
+struct LatticeProblem {
+  DeviceTensor moment_hat;   // C x C, undamped
+  DeviceTensor correlation;  // K = W Mx + residual, C x R
+  DeviceTensor target;       // Y = (K + added W) L^-T, C x R
+  double energy = 0.0;       // tr(W M W^T)
+};
+struct LatticeCodes {
+  DeviceTensor codes;         // Z, C x R, I32
+  std::vector<double> gamma;  // C: LMMSE shrinkage
+};
+struct LatticeScales {
+  std::vector<double> row;     // t, R; mean |t| = 1
+  std::vector<double> column;  // alpha g, C
+  // tr(W M W^T) - 2 tr(K What^T) + tr(What Mhat What^T) of What = diag(t) Z diag(alpha g).
+  double loss = 0.0;
+  int rounds = 0;  // of the alternation that were kept
+};
+
 // Thread-safe.
 class Backend {
  public:
@@ -203,6 +238,51 @@ class Backend {
   virtual absl::StatusOr<double> MeasureSpread(Stream& stream, const BlockTransform& transform,
                                                const DeviceTensor& weight,
                                                const DeviceTensor& block_moment) = 0;
+
+  // The given rows and columns of a matrix, in this order; an empty list stands for all.
+  virtual absl::StatusOr<DeviceTensor> Submatrix(Stream& stream, const DeviceTensor& matrix,
+                                                 absl::Span<const int64_t> rows,
+                                                 absl::Span<const int64_t> columns) = 0;
+  // Mean square of each column: C.
+  virtual absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
+                                                             const DeviceTensor& matrix) = 0;
+  // FAILED_PRECONDITION where M + added I is not positive definite in float64.
+  virtual absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
+                                                    double added) = 0;
+  // Eigenvalues of a symmetric matrix, ascending.
+  virtual absl::StatusOr<std::vector<double>> Eigenvalues(Stream& stream,
+                                                          const DeviceTensor& matrix) = 0;
+
+  virtual absl::StatusOr<LatticeProblem> PrepareLattice(Stream& stream,
+                                                        const LatticeInputs& inputs) = 0;
+  // ZSIC with LMMSE shrinkage at spacing c. OUT_OF_RANGE where a code leaves +-2^30.
+  virtual absl::StatusOr<LatticeCodes> CancelSuccessively(Stream& stream,
+                                                          const MomentFactor& factor,
+                                                          const DeviceTensor& target,
+                                                          double spacing) = 0;
+  // Alternates column and row rescalers from t = 1, g = gamma until the loss settles; a round that
+  // raises it is undone. `spacing`: alpha, C.
+  virtual absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream,
+                                                         const LatticeProblem& problem,
+                                                         const LatticeCodes& codes,
+                                                         const std::vector<double>& spacing) = 0;
+  // The row scales t that minimize the loss for given column scales.
+  virtual absl::StatusOr<std::vector<double>> FitRowScales(
+      Stream& stream, const LatticeProblem& problem, const DeviceTensor& codes,
+      const std::vector<double>& column_scale) = 0;
+  // What = diag(t) Z diag(s), R x cols. Column i of Z is column columns[i] of What; an empty list
+  // stands for all, columns not in it are 0.
+  virtual absl::StatusOr<DeviceTensor> DecodeLattice(Stream& stream, const DeviceTensor& codes,
+                                                     const std::vector<double>& row_scale,
+                                                     const std::vector<double>& column_scale,
+                                                     absl::Span<const int64_t> columns,
+                                                     int64_t cols) = 0;
+  // Of y = W x against yhat = What xhat: E||y - yhat||^2 and E||y||^2, from the moments of drift.
+  virtual absl::StatusOr<OutputError> MeasureDriftError(Stream& stream, const DeviceTensor& weight,
+                                                        const DeviceTensor& dequantized,
+                                                        const DeviceTensor& moment,
+                                                        const DeviceTensor& moment_hat,
+                                                        const DeviceTensor& cross) = 0;
 };
 
 }  // namespace quantd::compute

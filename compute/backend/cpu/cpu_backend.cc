@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -11,7 +12,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "compute/backend/cpu/eigenvalues.h"
 #include "compute/backend/cpu/host_memory.h"
+#include "compute/backend/cpu/lattice_problem.h"
+#include "compute/backend/cpu/lattice_scales.h"
 #include "compute/backend/cpu/measure.h"
 #include "compute/backend/cpu/moment_accumulator.h"
 #include "compute/backend/cpu/round_to_nearest.h"
@@ -52,6 +56,66 @@ absl::Status CheckSecondMoment(const DeviceTensor& moment, int64_t cols) {
   if (full || blocks) return absl::OkStatus();
   return WrongShape("second_moment",
                     absl::StrCat("[", cols, ", ", cols, "] or diagonal blocks of it"), moment);
+}
+
+absl::Status CheckShape(absl::string_view name, const DeviceTensor& tensor, int64_t rows,
+                        int64_t cols) {
+  if (!tensor.empty() && tensor.shape() == std::vector<int64_t>{rows, cols}) {
+    return absl::OkStatus();
+  }
+  return WrongShape(name, absl::StrCat("[", rows, ", ", cols, "]"), tensor);
+}
+
+absl::Status CheckSquare(absl::string_view name, const DeviceTensor& tensor) {
+  if (absl::Status status = CheckMatrix(name, tensor); !status.ok()) return status;
+  return CheckShape(name, tensor, tensor.dim(0), tensor.dim(0));
+}
+
+absl::Status CheckCount(absl::string_view name, size_t got, int64_t expected) {
+  if (static_cast<int64_t>(got) == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": expected ", expected, " values; got ", got));
+}
+
+absl::Status CheckIndices(absl::string_view name, absl::Span<const int64_t> indices, int64_t size) {
+  for (const int64_t index : indices) {
+    if (index < 0 || index >= size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": expected indices in [0, ", size, "); got ", index));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckLattice(const LatticeInputs& in) {
+  if (absl::Status status = CheckMatrix("weight", in.weight); !status.ok()) return status;
+  const int64_t rows = in.weight.dim(0);
+  const int64_t cols = in.weight.dim(1);
+  absl::Status status = CheckShape("second_moment", in.moment, cols, cols);
+  if (status.ok()) status = CheckShape("factor", in.factor.lower, cols, cols);
+  if (status.ok() && !in.moment_hat.empty()) {
+    status = CheckShape("second_moment_hat", in.moment_hat, cols, cols);
+  }
+  if (status.ok() && !in.cross.empty()) status = CheckShape("cross_moment", in.cross, cols, cols);
+  if (status.ok() && !in.residual.empty()) {
+    status = CheckShape("residual_moment", in.residual, rows, cols);
+  }
+  return status;
+}
+
+absl::Status CheckCodes(const DeviceTensor& codes) {
+  if (absl::Status status = CheckMatrix("codes", codes); !status.ok()) return status;
+  if (codes.dtype() == DType::kI32) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("codes: expected I32; got ", NameOf(codes.dtype())));
+}
+
+absl::Status CheckCodesOf(const LatticeProblem& problem, const DeviceTensor& codes,
+                          const std::vector<double>& column_scale) {
+  if (absl::Status status = CheckCodes(codes); !status.ok()) return status;
+  absl::Status status = CheckCount("column scales", column_scale.size(), codes.dim(0));
+  if (!status.ok()) return status;
+  return CheckShape("correlation", problem.correlation, codes.dim(0), codes.dim(1));
 }
 
 int64_t ResidentBytes() {
@@ -207,6 +271,105 @@ class CpuBackend final : public Backend {
       return WrongShape("second_moment", "blocks of the transform's size", block_moment);
     }
     return CpuMeasureSpread(pool_, stream, transform, weight, block_moment);
+  }
+
+  absl::StatusOr<DeviceTensor> Submatrix(Stream& stream, const DeviceTensor& matrix,
+                                         absl::Span<const int64_t> rows,
+                                         absl::Span<const int64_t> columns) override {
+    if (absl::Status status = CheckMatrix("matrix", matrix); !status.ok()) return status;
+    absl::Status status = CheckIndices("rows", rows, matrix.dim(0));
+    if (status.ok()) status = CheckIndices("columns", columns, matrix.dim(1));
+    if (!status.ok()) return status;
+    return CpuSubmatrix(pool_, stream, matrix, rows, columns);
+  }
+
+  absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
+                                                     const DeviceTensor& matrix) override {
+    if (absl::Status status = CheckMatrix("matrix", matrix); !status.ok()) return status;
+    return CpuColumnEnergies(pool_, stream, matrix);
+  }
+
+  absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
+                                            double added) override {
+    if (absl::Status status = CheckSquare("second_moment", moment); !status.ok()) return status;
+    return CpuFactorMoment(pool_, stream, moment, added);
+  }
+
+  absl::StatusOr<std::vector<double>> Eigenvalues(Stream& stream,
+                                                  const DeviceTensor& matrix) override {
+    if (absl::Status status = CheckSquare("matrix", matrix); !status.ok()) return status;
+    std::vector<double> values = SymmetricEigenvalues(matrix.dim(0), Doubles(matrix));
+    if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+    if (values.empty()) return absl::InternalError("eigenvalues: the iteration did not converge");
+    return values;
+  }
+
+  absl::StatusOr<LatticeProblem> PrepareLattice(Stream& stream,
+                                                const LatticeInputs& inputs) override {
+    if (absl::Status status = CheckLattice(inputs); !status.ok()) return status;
+    return CpuPrepareLattice(pool_, stream, inputs);
+  }
+
+  absl::StatusOr<LatticeCodes> CancelSuccessively(Stream& stream, const MomentFactor& factor,
+                                                  const DeviceTensor& target,
+                                                  double spacing) override {
+    if (absl::Status status = CheckMatrix("target", target); !status.ok()) return status;
+    absl::Status status = CheckShape("factor", factor.lower, target.dim(0), target.dim(0));
+    if (!status.ok()) return status;
+    if (!std::isnormal(spacing) || !std::isfinite(1.0 / spacing) || spacing < 0.0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("spacing: expected a positive number; got ", spacing));
+    }
+    return CpuCancelSuccessively(pool_, stream, factor, target, spacing);
+  }
+
+  absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,
+                                                 const LatticeCodes& codes,
+                                                 const std::vector<double>& spacing) override {
+    absl::Status status = CheckCodesOf(problem, codes.codes, spacing);
+    if (status.ok()) status = CheckCount("gamma", codes.gamma.size(), codes.codes.dim(0));
+    if (!status.ok()) return status;
+    return CpuFitLatticeScales(pool_, stream, problem, codes, spacing);
+  }
+
+  absl::StatusOr<std::vector<double>> FitRowScales(
+      Stream& stream, const LatticeProblem& problem, const DeviceTensor& codes,
+      const std::vector<double>& column_scale) override {
+    absl::Status status = CheckCodesOf(problem, codes, column_scale);
+    if (!status.ok()) return status;
+    return CpuFitRowScales(pool_, stream, problem, codes, column_scale);
+  }
+
+  absl::StatusOr<DeviceTensor> DecodeLattice(Stream& stream, const DeviceTensor& codes,
+                                             const std::vector<double>& row_scale,
+                                             const std::vector<double>& column_scale,
+                                             absl::Span<const int64_t> columns,
+                                             int64_t cols) override {
+    if (absl::Status status = CheckCodes(codes); !status.ok()) return status;
+    absl::Status status = CheckCount("row scales", row_scale.size(), codes.dim(1));
+    if (status.ok()) status = CheckCount("column scales", column_scale.size(), codes.dim(0));
+    if (status.ok()) {
+      const auto named = columns.empty() ? cols : static_cast<int64_t>(columns.size());
+      status = CheckCount("columns", static_cast<size_t>(codes.dim(0)), named);
+    }
+    if (status.ok()) status = CheckIndices("columns", columns, cols);
+    if (!status.ok()) return status;
+    return CpuDecodeLattice(pool_, stream, codes, row_scale, column_scale, columns, cols);
+  }
+
+  absl::StatusOr<OutputError> MeasureDriftError(Stream& stream, const DeviceTensor& weight,
+                                                const DeviceTensor& dequantized,
+                                                const DeviceTensor& moment,
+                                                const DeviceTensor& moment_hat,
+                                                const DeviceTensor& cross) override {
+    if (absl::Status status = CheckMatrix("weight", weight); !status.ok()) return status;
+    const int64_t cols = weight.dim(1);
+    absl::Status status = CheckShape("dequantized", dequantized, weight.dim(0), cols);
+    if (status.ok()) status = CheckShape("second_moment", moment, cols, cols);
+    if (status.ok()) status = CheckShape("second_moment_hat", moment_hat, cols, cols);
+    if (status.ok()) status = CheckShape("cross_moment", cross, cols, cols);
+    if (!status.ok()) return status;
+    return CpuMeasureDriftError(pool_, stream, weight, dequantized, moment, moment_hat, cross);
   }
 
  private:

@@ -195,4 +195,33 @@ absl::StatusOr<double> CpuMeasureSpread(WorkerPool& pool, Stream& stream,
   return std::accumulate(spread.begin(), spread.end(), 0.0);
 }
 
+absl::StatusOr<OutputError> CpuMeasureDriftError(
+    WorkerPool& pool, Stream& stream, const DeviceTensor& weight, const DeviceTensor& dequantized,
+    const DeviceTensor& moment, const DeviceTensor& moment_hat, const DeviceTensor& cross) {
+  const int64_t rows = weight.dim(0);
+  const int64_t cols = weight.dim(1);
+  std::vector<OutputError> tiles(Tiles(rows, kTileRows));
+  pool.ParallelFor(0, rows, kTileRows, [&](int64_t b, int64_t e) {
+    if (!stream.CheckCancelled().ok()) return;
+    const int64_t count = (e - b) * cols;
+    const double* w = Doubles(weight) + b * cols;
+    const double* q = Doubles(dequantized) + b * cols;
+    std::vector<double> product(count);
+    const auto inner = [&](const double* left, const DeviceTensor& matrix, const double* right) {
+      Multiply(e - b, cols, cols, left, cols, Doubles(matrix), cols, product.data(), cols);
+      return std::inner_product(right, right + count, product.data(), 0.0);
+    };
+    OutputError& tile = tiles[b / kTileRows];
+    tile.energy = inner(w, moment, w);
+    tile.error = tile.energy - 2.0 * inner(w, cross, q) + inner(q, moment_hat, q);
+  });
+  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+  OutputError sum;
+  for (const OutputError& tile : tiles) {
+    sum.error += tile.error;
+    sum.energy += tile.energy;
+  }
+  return sum;
+}
+
 }  // namespace quantd::compute

@@ -21,5 +21,8 @@ absl::StatusOr<OutputError> CpuMeasureOutputError(
 absl::StatusOr<double> CpuMeasureSpread(WorkerPool& pool, Stream& stream,
                                         const BlockTransform& transform, const DeviceTensor& weight,
                                         const DeviceTensor& block_moment);
+absl::StatusOr<OutputError> CpuMeasureDriftError(
+    WorkerPool& pool, Stream& stream, const DeviceTensor& weight, const DeviceTensor& dequantized,
+    const DeviceTensor& moment, const DeviceTensor& moment_hat, const DeviceTensor& cross);
 
 }  // namespace quantd::compute
