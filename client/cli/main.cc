@@ -118,13 +118,13 @@ void AddServerOptions(CLI::App* app, Arguments* arguments) {
 void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
   const char* group = "Recipe";
   AddNamed(command, "--format", &recipe->format, compute::ParseFormat,
-           "mxfp4, nvfp4, int4, int8 or fp8")
-      ->required()
+           "mxfp4, nvfp4, int4, int8 or fp8; watersic and higgs have their own")
       ->group(group);
   AddNamed(command, "--transform", &recipe->transform, compute::ParseTransform,
            "identity (default), hadamard, random, wus or wush")
       ->group(group);
-  AddNamed(command, "--method", &recipe->method, compute::ParseMethod, "rtn (default)")
+  AddNamed(command, "--method", &recipe->method, compute::ParseMethod,
+           "rtn (default), gptq, watersic or higgs")
       ->group(group);
   AddNamed(command, "--solver", &recipe->solver, compute::ParseSolver,
            "Of wus and wush: marginal (default) or conditional")
@@ -147,14 +147,47 @@ void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
   command
       ->add_option_function<double>(
           "--damping", [recipe](double value) { recipe->damping = value; },
-          "Relative damping of the marginal solver; picked by measured error if not given")
+          "Relative damping of the marginal solver; picked by measured error if not given. With "
+          "watersic: of the second moment (default 1e-4)")
       ->type_name("X")
       ->group(group);
   command->add_option("--seed", recipe->seed, "Seed of the random transform")
       ->type_name("N")
       ->group(group);
-  command->add_option("--rate_bits", recipe->rate_bits, "Bits a weight, for method watersic")
+  command
+      ->add_option("--rate,--rate_bits", recipe->rate_bits,
+                   "Bits a weight: watersic any, with everything that is stored; higgs 2, 3 or 4")
+      ->type_name("BITS")
+      ->group(group);
+  command
+      ->add_option("--grid_dimension", recipe->grid_dimension,
+                   "Of higgs: values that one code stands for, 1 (default) or 2")
+      ->type_name("P")
+      ->group(group);
+}
+
+void AddGptqOptions(CLI::App* command, compute::GptqOptions* gptq) {
+  const char* group = "Recipe: gptq";
+  AddNamed(command, "--order", &gptq->order, compute::ParseBlockOrder,
+           "Blocks ascending (default) or descending")
+      ->group(group);
+  command->add_flag("--act_order", gptq->act_order, "Inputs of large second moment first")
+      ->group(group);
+  command
+      ->add_option("--gptq_damping", gptq->damping,
+                   "Damping relative to the mean diagonal of the second moment")
       ->type_name("X")
+      ->group(group)
+      ->capture_default_str();
+  command
+      ->add_flag("--allow_rtn_fallback", gptq->allow_rtn_fallback,
+                 "Round to nearest where the second moment cannot be factored; an error if not "
+                 "given")
+      ->group(group);
+  command
+      ->add_flag("--asymmetric", gptq->asymmetric,
+                 "GPTAQ: correct the drift of the inputs; needs --cross_moment and "
+                 "--second_moment_hat")
       ->group(group);
 }
 
@@ -220,7 +253,12 @@ void AddInputOptions(CLI::App* command, QuantizeOptions* options) {
 }
 
 // What the options mean together.
-void CheckQuantize(const QuantizeOptions& options) {
+void CheckQuantize(CLI::App& command, QuantizeOptions& options) {
+  const auto implied = compute::ImpliedFormat(options.recipe.method);
+  if (command.count("--format") == 0) {
+    if (!implied.has_value()) throw CLI::RequiredError("--format");
+    options.recipe.format = *implied;
+  }
   const bool calibrated =
       !options.activations.empty() || !options.second_moment.empty() || !options.statistic.empty();
   const absl::StatusOr<compute::Recipe> recipe = compute::ResolveRecipe(options.recipe);
@@ -228,10 +266,10 @@ void CheckQuantize(const QuantizeOptions& options) {
     throw CLI::ValidationError(std::string(recipe.status().message()));
   }
   if (compute::NeedsSecondMoment(*recipe) && !calibrated) {
-    throw CLI::ValidationError(
-        "--transform", std::string(compute::NameOf(recipe->transform)) +
-                           " needs calibration data: give --activations, --second_moment or "
-                           "--statistic");
+    throw CLI::ValidationError(std::string(compute::NameOf(recipe->transform)) + " with " +
+                               std::string(compute::NameOf(recipe->method)) +
+                               " needs calibration data: give --activations, --second_moment or "
+                               "--statistic");
   }
 }
 
@@ -254,6 +292,7 @@ void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
   CLI::App* command = app->add_subcommand("quantize", "Quantize one layer");
   AddInputOptions(command, options);
   AddRecipeOptions(command, &options->recipe);
+  AddGptqOptions(command, &options->recipe.gptq);
   command
       ->add_option("--out", options->out,
                    "Folder for result.safetensors and report.json; made if missing")
@@ -270,8 +309,8 @@ void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
           "Delete them once the results are saved; a statistic with a name of its own stays")
       ->excludes(keep);
   command->footer(kQuantizeExamples);
-  command->callback([arguments, options, chosen] {
-    CheckQuantize(*options);
+  command->callback([arguments, command, options, chosen] {
+    CheckQuantize(*command, *options);
     *chosen = [arguments, options] {
       return Quantize(arguments->server, *options, arguments->output);
     };

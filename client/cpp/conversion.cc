@@ -37,11 +37,13 @@ constexpr Enum PreviousOf(Wire value) {
 }
 
 static_assert(Same(NextOf<v1::Format>(compute::Format::kMxfp4), v1::MXFP4) &&
-              Same(NextOf<v1::Format>(compute::Format::kFp8), v1::FP8));
+              Same(NextOf<v1::Format>(compute::Format::kGaussianGrid), v1::GAUSSIAN_GRID));
 static_assert(Same(NextOf<v1::Transform>(compute::TransformKind::kIdentity), v1::IDENTITY) &&
               Same(NextOf<v1::Transform>(compute::TransformKind::kWush), v1::WUSH));
 static_assert(Same(NextOf<v1::Method>(compute::Method::kRtn), v1::RTN) &&
-              Same(NextOf<v1::Method>(compute::Method::kWaterSic), v1::WATERSIC));
+              Same(NextOf<v1::Method>(compute::Method::kHiggs), v1::HIGGS));
+static_assert(Same(NextOf<v1::BlockOrder>(compute::BlockOrder::kAscending), v1::ASCENDING) &&
+              Same(NextOf<v1::BlockOrder>(compute::BlockOrder::kDescending), v1::DESCENDING));
 static_assert(Same(NextOf<v1::Solver>(compute::Solver::kMarginal), v1::MARGINAL) &&
               Same(NextOf<v1::Solver>(compute::Solver::kConditional), v1::CONDITIONAL));
 static_assert(Same(NextOf<v1::Granularity>(compute::Granularity::kGroup), v1::GROUP) &&
@@ -136,6 +138,15 @@ v1::Recipe ToWire(const compute::Recipe& recipe) {
   if (recipe.damping) wire.set_damping(*recipe.damping);
   wire.set_seed(recipe.seed);
   wire.set_rate_bits(recipe.rate_bits);
+  wire.set_grid_dimension(static_cast<int32_t>(recipe.grid_dimension));
+  if (recipe.method == compute::Method::kGptq) {
+    v1::Gptq* gptq = wire.mutable_gptq();
+    gptq->set_order(NextOf<v1::BlockOrder>(recipe.gptq.order));
+    gptq->set_act_order(recipe.gptq.act_order);
+    gptq->set_damping(recipe.gptq.damping);
+    gptq->set_allow_rtn_fallback(recipe.gptq.allow_rtn_fallback);
+    gptq->set_asymmetric(recipe.gptq.asymmetric);
+  }
   return wire;
 }
 
@@ -168,6 +179,14 @@ compute::Recipe FromWire(const v1::Recipe& wire) {
   if (wire.has_damping()) recipe.damping = wire.damping();
   recipe.seed = wire.seed();
   recipe.rate_bits = wire.rate_bits();
+  recipe.grid_dimension = wire.grid_dimension();
+  if (wire.has_gptq()) {
+    recipe.gptq.order = PreviousOf<compute::BlockOrder>(wire.gptq().order());
+    recipe.gptq.act_order = wire.gptq().act_order();
+    recipe.gptq.damping = wire.gptq().damping();
+    recipe.gptq.allow_rtn_fallback = wire.gptq().allow_rtn_fallback();
+    recipe.gptq.asymmetric = wire.gptq().asymmetric();
+  }
   return recipe;
 }
 

@@ -91,10 +91,13 @@ std::unique_ptr<const NumberFormat> NumberFormat::Create(const Recipe& resolved,
     case Format::kInt8:
       return CreateIntegerFormat(8, group, rule);
     case Format::kFp8:
+      return CreateFp8Format(granularity == Granularity::kBlock128 ? ScaleGrid{kFp8Block, kFp8Block}
+                                                                   : ScaleGrid{1, cols});
+    case Format::kEntropyCoded:
+    case Format::kGaussianGrid:
       break;
   }
-  return CreateFp8Format(granularity == Granularity::kBlock128 ? ScaleGrid{kFp8Block, kFp8Block}
-                                                               : ScaleGrid{1, cols});
+  return nullptr;
 }
 
 void FakeQuantize(const NumberFormat& format, int64_t rows, int64_t cols, double* values) {

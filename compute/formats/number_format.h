@@ -30,7 +30,8 @@ class NumberFormat {
  public:
   virtual ~NumberFormat() = default;
 
-  // For a resolved recipe and a matrix of `cols` columns.
+  // For a resolved recipe and a matrix of `cols` columns. Null for the formats that are a method's
+  // own (ImpliedFormat).
   static std::unique_ptr<const NumberFormat> Create(const Recipe& resolved, int64_t cols);
 
   virtual ScaleGrid grid() const = 0;

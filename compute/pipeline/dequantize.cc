@@ -84,8 +84,9 @@ absl::StatusOr<Tensor> DequantizeResult(absl::Span<const NamedTensor> tensors,
                                         absl::string_view recipe_json) {
   absl::StatusOr<Recipe> recipe = RecipeFromJson(recipe_json);
   if (!recipe.ok()) return recipe.status();
-  if (recipe->method == Method::kWaterSic) {
-    return absl::UnimplementedError("method: watersic results cannot be decoded by this build");
+  if (ImpliedFormat(recipe->method).has_value()) {
+    return absl::UnimplementedError(absl::StrCat("method: ", NameOf(recipe->method),
+                                                 " results cannot be decoded by this build"));
   }
   absl::StatusOr<const Tensor*> shape = Find(tensors, "weight_shape", DType::kI64, {2});
   if (!shape.ok()) return shape.status();

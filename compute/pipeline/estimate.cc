@@ -15,22 +15,48 @@ bool IsDataAware(TransformKind kind) {
   return kind == TransformKind::kWus || kind == TransformKind::kWush;
 }
 
+// Codes and scales. Of WaterSIC: the requested rate and scales of 16 bits.
+int64_t CodeBytes(const Recipe& resolved, int64_t rows, int64_t cols) {
+  const auto format = NumberFormat::Create(resolved, cols);
+  if (format == nullptr) {
+    const int64_t scales =
+        resolved.method == Method::kHiggs ? rows * cols / resolved.group_size : rows + cols;
+    return static_cast<int64_t>(static_cast<double>(rows * cols) * resolved.rate_bits / 8.0) +
+           2 * scales;
+  }
+  const ScaleGrid grid = format->grid();
+  return rows * cols * format->element_bits() / 8 +
+         (rows + grid.rows - 1) / grid.rows * ((cols + grid.cols - 1) / grid.cols) *
+             static_cast<int64_t>(SizeOf(format->scale_dtype()));
+}
+
+// Beyond what RTN takes: factorizations of C x C and the feedback of errors to later columns.
+double MethodFlops(Method method, double rows, double cols) {
+  constexpr double kRateSearchPasses = 6;
+  constexpr double kRescalePasses = 10;
+  const double factors = 2.0 * cols * cols * cols;
+  switch (method) {
+    case Method::kRtn:
+    case Method::kHiggs:
+      return 0.0;
+    case Method::kGptq:
+      return factors + rows * cols * cols;
+    case Method::kWaterSic:
+      return factors + (kRateSearchPasses + 2.0 * kRescalePasses) * rows * cols * cols;
+  }
+  return 0.0;
+}
+
 }  // namespace
 
 LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
                             bool has_statistic) {
-  const auto format = NumberFormat::Create(resolved, cols);
-  const ScaleGrid grid = format->grid();
   const int64_t block = resolved.transform_block_size;
   const int64_t weights = rows * cols;
   const int64_t transform = resolved.transform == TransformKind::kIdentity ? 0 : cols * block;
 
   LayerEstimate estimate;
-  estimate.output_bytes = weights * format->element_bits() / 8 +
-                          (rows + grid.rows - 1) / grid.rows *
-                              ((cols + grid.cols - 1) / grid.cols) *
-                              static_cast<int64_t>(SizeOf(format->scale_dtype())) +
-                          transform * 4 + 64;
+  estimate.output_bytes = CodeBytes(resolved, rows, cols) + transform * 4 + 64;
 
   // The weight; decoded and dequantized values of the best and the current candidate, of a
   // baseline, and one more matrix in the making; transforms, F32 and F64, of as many.
@@ -49,6 +75,7 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
   if (has_statistic) {
     flops += solutions * 2.0 * w * kTypicalSampleRows;  // outputs of the sample
     flops += 4 * 2.0 * w * static_cast<double>(cols);   // errors against the full moment
+    flops += MethodFlops(resolved.method, static_cast<double>(rows), static_cast<double>(cols));
     if (resolved.solver == Solver::kConditional) {
       flops +=
           static_cast<double>(cols) * static_cast<double>(cols) * static_cast<double>(cols) / 3;

@@ -87,7 +87,7 @@ absl::Status CheckFusion(const Recipe& resolved, absl::Span<const LayerInput> la
 }  // namespace
 
 absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> layers,
-                         const SecondMoment* statistic) {
+                         const Calibration& calibration) {
   if (layers.empty()) return absl::InvalidArgumentError("layers: expected at least one");
   int64_t rows = 0;
   for (const LayerInput& layer : layers) {
@@ -100,7 +100,7 @@ absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> la
     }
   }
   if (absl::Status status = CheckFusion(resolved, layers); !status.ok()) return status;
-  return CheckStatistic(resolved, layers[0], statistic);
+  return CheckStatistic(resolved, layers[0], calibration.second_moment);
 }
 
 absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,

@@ -13,7 +13,7 @@ namespace quantd::compute {
 // that fit each other and a statistic that the recipe can be solved with. INVALID_ARGUMENT or
 // FAILED_PRECONDITION, naming the layer.
 absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> layers,
-                         const SecondMoment* statistic);
+                         const Calibration& calibration);
 
 // The layers' rows, one below the other, on the device. Inputs were checked.
 absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,

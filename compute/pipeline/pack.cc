@@ -9,12 +9,6 @@
 namespace quantd::compute {
 namespace {
 
-absl::StatusOr<Tensor> CopyRows(const Tensor& matrix, int64_t first, int64_t rows) {
-  const int64_t row_bytes = matrix.dim(1) * static_cast<int64_t>(SizeOf(matrix.dtype()));
-  return Tensor::FromBytes(matrix.dtype(), {rows, matrix.dim(1)},
-                           matrix.bytes().subspan(first * row_bytes, rows * row_bytes));
-}
-
 template <typename T>
 absl::StatusOr<Tensor> Values(DType dtype, std::initializer_list<T> values) {
   return Tensor::FromBytes(dtype, {static_cast<int64_t>(values.size())},
@@ -22,13 +16,26 @@ absl::StatusOr<Tensor> Values(DType dtype, std::initializer_list<T> values) {
                                                values.size() * sizeof(T)));
 }
 
+enum class Cost { kCodes, kScales, kTransform, kNone };
+
+Cost CostOf(absl::string_view name) {
+  if (name == "weight_shape" || name == "input_global_scale") return Cost::kNone;
+  if (name == "input_transform") return Cost::kTransform;
+  for (const absl::string_view scale :
+       {"weight_scale", "weight_global_scale", "row_scale", "col_scale", "dead_columns"}) {
+    if (name == scale) return Cost::kScales;
+  }
+  return Cost::kCodes;
+}
+
 }  // namespace
 
-absl::StatusOr<std::vector<NamedTensor>> PackLayer(const NumberFormat& format,
-                                                   const EncodedMatrix& encoded, int64_t first,
-                                                   int64_t rows, const SharedTensors& shared) {
-  const int64_t grid_rows = format.grid().rows;
-  std::vector<NamedTensor> tensors;
+absl::StatusOr<std::vector<NamedTensor>> PackLayer(const EncodedWeight& encoded, int64_t first,
+                                                   int64_t rows, int64_t cols,
+                                                   const SharedTensors& shared) {
+  absl::StatusOr<std::vector<NamedTensor>> packed = encoded.Pack(first, rows);
+  if (!packed.ok()) return packed.status();
+  std::vector<NamedTensor> tensors = *std::move(packed);
   absl::Status failure;
   const auto add = [&](const char* name, absl::StatusOr<Tensor> tensor) {
     if (tensor.ok()) {
@@ -37,13 +44,7 @@ absl::StatusOr<std::vector<NamedTensor>> PackLayer(const NumberFormat& format,
       failure.Update(tensor.status());
     }
   };
-  add("weight_packed", CopyRows(encoded.codes, first, rows));
-  add("weight_scale",
-      CopyRows(encoded.scales, first / grid_rows, (rows + grid_rows - 1) / grid_rows));
-  if (encoded.global_scale.has_value()) {
-    add("weight_global_scale", Values<float>(DType::kF32, {*encoded.global_scale}));
-  }
-  add("weight_shape", Values<int64_t>(DType::kI64, {rows, encoded.cols}));
+  add("weight_shape", Values<int64_t>(DType::kI64, {rows, cols}));
   if (!shared.input_transform.empty()) add("input_transform", shared.input_transform.Clone());
   if (shared.input_global_scale.has_value()) {
     add("input_global_scale", Values<float>(DType::kF32, {*shared.input_global_scale}));
@@ -80,11 +81,19 @@ void AccountTensors(const std::vector<NamedTensor>& tensors, ErrorReport& report
     const auto bytes = static_cast<int64_t>(named.tensor.bytes().size());
     const double bits = 8.0 * static_cast<double>(bytes) / weights;
     report.bytes += bytes;
-    if (named.name == "weight_packed") report.bits_per_weight_codes += bits;
-    if (named.name == "weight_scale" || named.name == "weight_global_scale") {
-      report.bits_per_weight_scales += bits;
+    switch (CostOf(named.name)) {
+      case Cost::kCodes:
+        report.bits_per_weight_codes += bits;
+        break;
+      case Cost::kScales:
+        report.bits_per_weight_scales += bits;
+        break;
+      case Cost::kTransform:
+        report.bits_per_weight_transform += bits;
+        break;
+      case Cost::kNone:
+        break;
     }
-    if (named.name == "input_transform") report.bits_per_weight_transform += bits;
     Sha256 sha;
     sha.Update(named.tensor.bytes());
     report.tensor_digests[named.name] = ToHex(sha.Digest());

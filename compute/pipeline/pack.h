@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "compute/formats/encoded_weight.h"
 #include "compute/formats/number_format.h"
 #include "compute/pipeline/pipeline.h"
 #include "compute/second_moment/row_sample.h"
@@ -18,11 +19,11 @@ struct SharedTensors {
   std::optional<float> input_global_scale;  // NVFP4 with a sample
 };
 
-// Rows [first, first + rows) of a result as the tensors of docs/formats.md, without the layer
-// prefix. `first` is a multiple of the format's grid.
-absl::StatusOr<std::vector<NamedTensor>> PackLayer(const NumberFormat& format,
-                                                   const EncodedMatrix& encoded, int64_t first,
-                                                   int64_t rows, const SharedTensors& shared);
+// Rows [first, first + rows) of a result with `cols` columns as the tensors of docs/formats.md,
+// without the layer prefix.
+absl::StatusOr<std::vector<NamedTensor>> PackLayer(const EncodedWeight& encoded, int64_t first,
+                                                   int64_t rows, int64_t cols,
+                                                   const SharedTensors& shared);
 
 // The scale that maps the largest magnitude of the transformed sample to the format's largest
 // value. Unset for an empty sample.

@@ -75,12 +75,12 @@ struct Part {
 class GroupRun {
  public:
   GroupRun(Backend& backend, Stream& stream, const Recipe& recipe,
-           absl::Span<const LayerInput> layers, const SecondMoment* statistic,
+           absl::Span<const LayerInput> layers, const Calibration& calibration,
            const std::function<void(const PipelineProgress&)>& progress)
       : backend_(backend),
         stream_(stream),
         layers_(layers),
-        statistic_(statistic),
+        statistic_(calibration.second_moment),
         clock_(progress),
         format_(NumberFormat::Create(recipe, layers[0].weight->dim(1))) {
     problem_.recipe = recipe;
@@ -138,7 +138,7 @@ class GroupRun {
     for (const LayerInput& layer : layers_) {
       const int64_t rows = layer.weight->dim(0);
       absl::StatusOr<std::vector<NamedTensor>> tensors =
-          PackLayer(*format_, solution.quantized.encoded, first, rows, shared);
+          PackLayer(*solution.encoded, first, rows, problem_.weight.dim(1), shared);
       if (!tensors.ok()) return tensors.status();
       results_.push_back({.name = layer.name, .tensors = *std::move(tensors), .report = {}});
       parts_.push_back({.first = first, .rows = rows, .reference = {}});
@@ -156,11 +156,12 @@ class GroupRun {
           PrepareReference(backend_, stream_, *std::move(weight), problem_, moment_);
       if (!reference.ok()) return reference.status();
       parts_[i].reference = *std::move(reference);
-      absl::StatusOr<Candidate> own =
-          SliceCandidate(solution.transform.transform, solution.quantized, parts_[i]);
+      absl::StatusOr<Candidate> own = SliceCandidate(
+          solution.transform.transform, solution.dequantized, solution.decoded, parts_[i]);
       if (!own.ok()) return own.status();
-      absl::Status status = MeasureErrors(backend_, stream_, *format_, parts_[i].reference, *own,
-                                          problem_.recipe.transform_block_size, results_[i].report);
+      absl::Status status =
+          MeasureErrors(backend_, stream_, format_.get(), parts_[i].reference, *own,
+                        problem_.recipe.transform_block_size, results_[i].report);
       if (!status.ok()) return status;
     }
     clock_.Tell("report", 0.8);
@@ -205,16 +206,22 @@ class GroupRun {
   }
 
   absl::StatusOr<Candidate> SliceCandidate(const BlockTransform& transform,
-                                           const QuantizedWeight& quantized, const Part& part) {
-    absl::StatusOr<DeviceTensor> dequantized = Slice(quantized.dequantized, part);
-    if (!dequantized.ok()) return dequantized.status();
-    absl::StatusOr<DeviceTensor> decoded = Slice(quantized.decoded, part);
-    if (!decoded.ok()) return decoded.status();
-    return Candidate{transform, *std::move(dequantized), *std::move(decoded)};
+                                           const DeviceTensor& dequantized,
+                                           const DeviceTensor& decoded, const Part& part) {
+    Candidate candidate = {.transform = transform, .dequantized = {}, .decoded = {}};
+    absl::StatusOr<DeviceTensor> rows = Slice(dequantized, part);
+    if (!rows.ok()) return rows.status();
+    candidate.dequantized = *std::move(rows);
+    if (decoded.empty()) return candidate;
+    rows = Slice(decoded, part);
+    if (!rows.ok()) return rows.status();
+    candidate.decoded = *std::move(rows);
+    return candidate;
   }
 
   // RTN in the same format with a data-free transform, figures and gains.
   absl::Status ReportBaseline(TransformKind kind, ErrorReport::Baseline ErrorReport::*baseline) {
+    if (format_ == nullptr) return absl::OkStatus();  // there is no RTN of the same format
     if (problem_.sample.empty() && moment_.empty()) return absl::OkStatus();
     const int64_t size = problem_.recipe.transform_block_size;
     if (kind == TransformKind::kHadamard &&
@@ -229,8 +236,8 @@ class GroupRun {
         backend_.RoundToNearest(stream_, *format_, transform->transform, problem_.weight);
     if (!quantized.ok()) return quantized.status();
     for (size_t i = 0; i < parts_.size(); ++i) {
-      absl::StatusOr<Candidate> candidate =
-          SliceCandidate(transform->transform, *quantized, parts_[i]);
+      absl::StatusOr<Candidate> candidate = SliceCandidate(
+          transform->transform, quantized->dequantized, quantized->decoded, parts_[i]);
       if (!candidate.ok()) return candidate.status();
       absl::StatusOr<ErrorReport::Baseline> measured =
           MeasureBaseline(backend_, stream_, *format_, parts_[i].reference, *candidate);
@@ -280,9 +287,9 @@ absl::Status CheckRunnable(const Backend& backend, const Recipe& resolved) {
 
 absl::StatusOr<std::vector<LayerResult>> QuantizeLayers(
     Backend& backend, const Recipe& resolved, absl::Span<const LayerInput> layers,
-    const SecondMoment* statistic, const CancelFlag* cancel,
+    const Calibration& calibration, const CancelFlag* cancel,
     const std::function<void(const PipelineProgress&)>& progress) {
-  if (absl::Status status = CheckInputs(resolved, layers, statistic); !status.ok()) return status;
+  if (absl::Status status = CheckInputs(resolved, layers, calibration); !status.ok()) return status;
   absl::StatusOr<const QuantizationMethod*> method = FindMethod(resolved.method);
   if (!method.ok()) return method.status();
   if (absl::Status status = backend.Supports(resolved); !status.ok()) return status;
@@ -290,7 +297,7 @@ absl::StatusOr<std::vector<LayerResult>> QuantizeLayers(
   if (!stream.ok()) return stream.status();
   if (absl::Status status = (*stream)->CheckCancelled(); !status.ok()) return status;
   absl::StatusOr<std::vector<LayerResult>> results =
-      GroupRun(backend, **stream, resolved, layers, statistic, progress).Run(**method);
+      GroupRun(backend, **stream, resolved, layers, calibration, progress).Run(**method);
   if (results.ok()) return results;
   return absl::Status(results.status().code(),
                       absl::StrCat("layer '", layers[0].name, "': ", results.status().message()));

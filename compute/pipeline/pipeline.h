@@ -18,6 +18,15 @@ struct LayerInput {
   const Tensor* weight = nullptr;  // R x C, a float dtype
 };
 
+// Statistics that a group is solved with; null where there is none. Data-free transforms and
+// methods need none at all.
+struct Calibration {
+  const SecondMoment* second_moment = nullptr;      // of x
+  const SecondMoment* second_moment_hat = nullptr;  // of xhat, the inputs after quantized layers
+  const SecondMoment* cross_moment = nullptr;       // x xhat^T
+  const SecondMoment* residual_moment = nullptr;    // (r - rhat) xhat^T
+};
+
 struct LayerResult {
   std::string name;
   std::vector<NamedTensor> tensors;  // names of docs/formats.md without the layer prefix
@@ -35,11 +44,11 @@ absl::Status CheckRunnable(const Backend& backend, const Recipe& resolved);
 // The whole way of one layer, or of a fusion group: layers that share one input and hence one
 // transform and one global scale; their rows are stacked, solved together and split again.
 //   upload -> transform -> quantize -> pack -> report
-// `statistic` may be null for data-free transforms. INVALID_ARGUMENT for NaN, Inf or geometry that
+// INVALID_ARGUMENT for NaN, Inf or geometry that
 // does not fit, FAILED_PRECONDITION for a missing statistic, CANCELLED. Thread-safe.
 absl::StatusOr<std::vector<LayerResult>> QuantizeLayers(
     Backend& backend, const Recipe& resolved, absl::Span<const LayerInput> layers,
-    const SecondMoment* statistic, const CancelFlag* cancel,
+    const Calibration& calibration, const CancelFlag* cancel,
     const std::function<void(const PipelineProgress&)>& progress);
 
 // What a layer (stacked rows) will need and take. Peak bytes bound device memory from above.

@@ -38,6 +38,42 @@ absl::Status ReadSize(const Json& json, absl::string_view field, int64_t& to) {
   return absl::OkStatus();
 }
 
+absl::Status Read(const Json& json, absl::string_view field, double& to) {
+  if (!json.is_number()) return Wrong(field, "a number", json);
+  to = json.get<double>();
+  return absl::OkStatus();
+}
+
+absl::Status Read(const Json& json, absl::string_view field, bool& to) {
+  if (!json.is_boolean()) return Wrong(field, "true or false", json);
+  to = json.get<bool>();
+  return absl::OkStatus();
+}
+
+absl::Status Unknown(absl::string_view where, absl::string_view field) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(where, ": unknown field '", field.substr(0, 64), "'"));
+}
+
+absl::Status ReadGptqField(const std::string& field, const Json& json, GptqOptions& gptq) {
+  const std::string path = "gptq." + field;
+  if (field == "order") return Read(json, path, ParseBlockOrder, gptq.order);
+  if (field == "act_order") return Read(json, path, gptq.act_order);
+  if (field == "damping") return Read(json, path, gptq.damping);
+  if (field == "allow_rtn_fallback") return Read(json, path, gptq.allow_rtn_fallback);
+  if (field == "asymmetric") return Read(json, path, gptq.asymmetric);
+  return Unknown("recipe.gptq", field);
+}
+
+absl::Status ReadGptq(const Json& json, GptqOptions& gptq) {
+  if (json.is_null()) return absl::OkStatus();
+  if (!json.is_object()) return Wrong("gptq", "an object or null", json);
+  for (const auto& [field, value] : json.items()) {
+    if (absl::Status status = ReadGptqField(field, value, gptq); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadField(const std::string& field, const Json& json, Recipe& r) {
   if (field == "format") return Read(json, field, ParseFormat, r.format);
   if (field == "transform") return Read(json, field, ParseTransform, r.transform);
@@ -49,22 +85,25 @@ absl::Status ReadField(const std::string& field, const Json& json, Recipe& r) {
   if (field == "transform_block_size") return ReadSize(json, field, r.transform_block_size);
   if (field == "damping") {
     if (json.is_null()) return absl::OkStatus();
-    if (!json.is_number()) return Wrong(field, "a number or null", json);
-    r.damping = json.get<double>();
-    return absl::OkStatus();
+    return Read(json, field, r.damping.emplace());
   }
   if (field == "seed") {
     if (!json.is_number_unsigned()) return Wrong(field, "a whole number", json);
     r.seed = json.get<uint64_t>();
     return absl::OkStatus();
   }
-  if (field == "rate_bits") {
-    if (!json.is_number()) return Wrong(field, "a number", json);
-    r.rate_bits = json.get<double>();
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("recipe: unknown field '", field.substr(0, 64), "'"));
+  if (field == "rate_bits") return Read(json, field, r.rate_bits);
+  if (field == "grid_dimension") return ReadSize(json, field, r.grid_dimension);
+  if (field == "gptq") return ReadGptq(json, r.gptq);
+  return Unknown("recipe", field);
+}
+
+Json ToJson(const GptqOptions& gptq) {
+  return {{"order", std::string(NameOf(gptq.order))},
+          {"act_order", gptq.act_order},
+          {"damping", gptq.damping},
+          {"allow_rtn_fallback", gptq.allow_rtn_fallback},
+          {"asymmetric", gptq.asymmetric}};
 }
 
 }  // namespace
@@ -82,6 +121,8 @@ std::string ToJson(const Recipe& r) {
   json["damping"] = r.damping ? Json(*r.damping) : Json(nullptr);
   json["seed"] = r.seed;
   json["rate_bits"] = r.rate_bits;
+  json["grid_dimension"] = r.grid_dimension;
+  json["gptq"] = r.method == Method::kGptq ? ToJson(r.gptq) : Json(nullptr);
   return json.dump();
 }
 

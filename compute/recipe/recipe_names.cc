@@ -7,14 +7,16 @@ namespace quantd::compute {
 namespace {
 
 // Index = enumerator.
-constexpr std::array<absl::string_view, 5> kFormats = {"mxfp4", "nvfp4", "int4", "int8", "fp8"};
+constexpr std::array<absl::string_view, 7> kFormats = {
+    "mxfp4", "nvfp4", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid"};
 constexpr std::array<absl::string_view, 5> kTransforms = {"identity", "hadamard", "random", "wus",
                                                           "wush"};
-constexpr std::array<absl::string_view, 3> kMethods = {"rtn", "gptq", "watersic"};
+constexpr std::array<absl::string_view, 4> kMethods = {"rtn", "gptq", "watersic", "higgs"};
 constexpr std::array<absl::string_view, 2> kSolvers = {"marginal", "conditional"};
 constexpr std::array<absl::string_view, 7> kScaleRules = {
     "amax", "ocp", "noclip", "absmax", "compressed-tensors", "gaussian-mse", "mse"};
 constexpr std::array<absl::string_view, 3> kGranularities = {"group", "row", "block-128x128"};
+constexpr std::array<absl::string_view, 2> kBlockOrders = {"ascending", "descending"};
 
 template <typename Enum, size_t N>
 absl::StatusOr<Enum> Parse(absl::string_view field, const std::array<absl::string_view, N>& names,
@@ -38,6 +40,7 @@ absl::string_view NameOf(ScaleRule rule) { return kScaleRules[static_cast<size_t
 absl::string_view NameOf(Granularity granularity) {
   return kGranularities[static_cast<size_t>(granularity)];
 }
+absl::string_view NameOf(BlockOrder order) { return kBlockOrders[static_cast<size_t>(order)]; }
 
 absl::StatusOr<Format> ParseFormat(absl::string_view name) {
   return Parse<Format>("format", kFormats, name);
@@ -56,6 +59,9 @@ absl::StatusOr<ScaleRule> ParseScaleRule(absl::string_view name) {
 }
 absl::StatusOr<Granularity> ParseGranularity(absl::string_view name) {
   return Parse<Granularity>("granularity", kGranularities, name);
+}
+absl::StatusOr<BlockOrder> ParseBlockOrder(absl::string_view name) {
+  return Parse<BlockOrder>("gptq.order", kBlockOrders, name);
 }
 
 }  // namespace quantd::compute

@@ -131,7 +131,7 @@ absl::StatusOr<ErrorReport::Baseline> MeasureBaseline(Backend& backend, Stream& 
   return baseline;
 }
 
-absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat& format,
+absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat* format,
                            const Reference& reference, const Candidate& candidate,
                            int64_t block_size, ErrorReport& report) {
   absl::StatusOr<WeightError> weight =
@@ -149,12 +149,13 @@ absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat&
     report.worst_rows = LargestShares(weight->by_row);
     report.worst_blocks = LargestShares(SumByBlock(weight->by_column, block_size));
   }
+  if (format == nullptr) return absl::OkStatus();
   absl::StatusOr<std::optional<double>> output =
-      RelativeOutputError(backend, stream, format, reference, candidate);
+      RelativeOutputError(backend, stream, *format, reference, candidate);
   if (!output.ok()) return output.status();
   report.relative_output_error_weight_and_activation = *output;
   report.sqnr_db_weight_and_activation = Decibels(*output);
-  return PredictLoss(backend, stream, format, reference, candidate, report);
+  return PredictLoss(backend, stream, *format, reference, candidate, report);
 }
 
 }  // namespace quantd::compute

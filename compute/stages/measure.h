@@ -22,7 +22,7 @@ struct Reference {
 absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, DeviceTensor weight,
                                            const LayerProblem& problem, DeviceTensor moment);
 
-// One layer's part of a solution.
+// One layer's part of a solution. `decoded` is empty where activations are not quantized.
 struct Candidate {
   BlockTransform transform;
   DeviceTensor dequantized;  // R x C
@@ -36,8 +36,9 @@ absl::StatusOr<ErrorReport::Baseline> MeasureBaseline(Backend& backend, Stream& 
                                                       const Candidate& candidate);
 
 // Fills in every error figure of the report but the baselines. `block_size` is that of the worst
-// blocks.
-absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat& format,
+// blocks. `format` is null where the method has none: the figures that quantize activations and the
+// predicted loss then stay unset.
+absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat* format,
                            const Reference& reference, const Candidate& candidate,
                            int64_t block_size, ErrorReport& report);
 

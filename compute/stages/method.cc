@@ -1,5 +1,7 @@
 #include "compute/stages/method.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "compute/stages/rtn.h"
 
@@ -17,12 +19,20 @@ absl::string_view NameOf(Outcome outcome) {
   return "";
 }
 
+void SetQuantized(const NumberFormat& format, QuantizedWeight quantized, LayerSolution& solution) {
+  solution.encoded =
+      std::make_shared<const ScaledWeight>(format.grid(), std::move(quantized.encoded));
+  solution.dequantized = std::move(quantized.dequantized);
+  solution.decoded = std::move(quantized.decoded);
+}
+
 absl::StatusOr<const QuantizationMethod*> FindMethod(Method method) {
   switch (method) {
     case Method::kRtn:
       return &RtnMethod();
     case Method::kGptq:
     case Method::kWaterSic:
+    case Method::kHiggs:
       break;
   }
   return absl::UnimplementedError(absl::StrCat("method: expected rtn; got ", NameOf(method),

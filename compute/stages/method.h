@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/backend/backend.h"
+#include "compute/formats/encoded_weight.h"
 #include "compute/recipe/recipe.h"
 
 namespace quantd::compute {
@@ -24,15 +26,28 @@ struct LayerProblem {
   DeviceTensor full_moment;   // C x C; empty for block-diagonal statistics
   DeviceTensor sample;        // n x C, n >= 1; empty without a sample
   DeviceTensor outputs;       // n x R: sample times weight^T
+  // Drift between the inputs X that the model had and those Xhat of its quantized predecessors;
+  // empty where not given.
+  DeviceTensor second_moment_hat;  // C x C, E[xhat xhat^T]
+  DeviceTensor cross_moment;       // C x C, E[x xhat^T]
+  DeviceTensor residual_moment;    // R x C, E[(r - rhat) xhat^T]
 };
 
 struct LayerSolution {
   TransformSolution transform;
-  QuantizedWeight quantized;
+  std::shared_ptr<const EncodedWeight> encoded;
+  // R x C, F64: the matrix that the original inputs see.
+  DeviceTensor dequantized;
+  // R x C, F64: the matrix that transformed and quantized activations see. Empty for methods
+  // without an activation format.
+  DeviceTensor decoded;
   Outcome outcome = Outcome::kExact;
   double damping = 0.0;  // relative damping used, by the transform or the method
   int64_t retries = 0;   // factorizations repeated with more damping
 };
+
+// The parts of a solution that an op over a number format returns.
+void SetQuantized(const NumberFormat& format, QuantizedWeight quantized, LayerSolution& solution);
 
 // A way to choose codes: RTN here, GPTQ and WaterSIC beside it. Stateless and thread-safe.
 class QuantizationMethod {

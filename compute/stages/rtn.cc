@@ -40,7 +40,7 @@ absl::StatusOr<LayerSolution> SolveWith(Backend& backend, Stream& stream,
   solution.retries = transform->damped_blocks;
   solution.outcome = transform->damped_blocks > 0 ? Outcome::kDamped : Outcome::kExact;
   solution.transform = *std::move(transform);
-  solution.quantized = *std::move(quantized);
+  SetQuantized(format, *std::move(quantized), solution);
   return solution;
 }
 
@@ -54,8 +54,8 @@ absl::StatusOr<LayerSolution> SearchDamping(Backend& backend, Stream& stream,
         SolveWith(backend, stream, problem, format, damping, stage);
     if (!solution.ok()) return solution.status();
     absl::StatusOr<OutputError> error =
-        backend.MeasureOutputError(stream, format, solution->transform.transform,
-                                   solution->quantized.decoded, problem.sample, problem.outputs);
+        backend.MeasureOutputError(stream, format, solution->transform.transform, solution->decoded,
+                                   problem.sample, problem.outputs);
     if (!error.ok()) return error.status();
     if (!best.has_value() || error->error < least) {
       least = error->error;

@@ -416,7 +416,7 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
   const absl::Time started = absl::Now();
   absl::StatusOr<std::vector<compute::LayerResult>> results = compute::QuantizeLayers(
       backend, job->layers[group->members.front()].recipe, inputs,
-      moment.has_value() ? &*moment : nullptr, &running->cancel,
+      {.second_moment = moment.has_value() ? &*moment : nullptr}, &running->cancel,
       [&](const compute::PipelineProgress& progress) {
         absl::MutexLock lock(&mutex_);
         running->progress = {std::string(progress.stage), progress.fraction};

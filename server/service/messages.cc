@@ -26,12 +26,14 @@ constexpr EnumTable<v1::DType, compute::DType, 4> kDTypes = {{
     {v1::F16, compute::DType::kF16},
     {v1::BF16, compute::DType::kBF16},
 }};
-constexpr EnumTable<v1::Format, compute::Format, 5> kFormats = {{
+constexpr EnumTable<v1::Format, compute::Format, 7> kFormats = {{
     {v1::MXFP4, compute::Format::kMxfp4},
     {v1::NVFP4, compute::Format::kNvfp4},
     {v1::INT4, compute::Format::kInt4},
     {v1::INT8, compute::Format::kInt8},
     {v1::FP8, compute::Format::kFp8},
+    {v1::ENTROPY_CODED, compute::Format::kEntropyCoded},
+    {v1::GAUSSIAN_GRID, compute::Format::kGaussianGrid},
 }};
 constexpr EnumTable<v1::Transform, compute::TransformKind, 5> kTransforms = {{
     {v1::IDENTITY, compute::TransformKind::kIdentity},
@@ -40,10 +42,11 @@ constexpr EnumTable<v1::Transform, compute::TransformKind, 5> kTransforms = {{
     {v1::WUS, compute::TransformKind::kWus},
     {v1::WUSH, compute::TransformKind::kWush},
 }};
-constexpr EnumTable<v1::Method, compute::Method, 3> kMethods = {{
+constexpr EnumTable<v1::Method, compute::Method, 4> kMethods = {{
     {v1::RTN, compute::Method::kRtn},
     {v1::GPTQ, compute::Method::kGptq},
     {v1::WATERSIC, compute::Method::kWaterSic},
+    {v1::HIGGS, compute::Method::kHiggs},
 }};
 constexpr EnumTable<v1::Solver, compute::Solver, 2> kSolvers = {{
     {v1::MARGINAL, compute::Solver::kMarginal},
@@ -62,6 +65,10 @@ constexpr EnumTable<v1::Granularity, compute::Granularity, 3> kGranularities = {
     {v1::GROUP, compute::Granularity::kGroup},
     {v1::ROW, compute::Granularity::kRow},
     {v1::BLOCK_128X128, compute::Granularity::kBlock128},
+}};
+constexpr EnumTable<v1::BlockOrder, compute::BlockOrder, 2> kBlockOrders = {{
+    {v1::ASCENDING, compute::BlockOrder::kAscending},
+    {v1::DESCENDING, compute::BlockOrder::kDescending},
 }};
 constexpr EnumTable<v1::LayerState, LayerState, 6> kLayerStates = {{
     {v1::LAYER_WAITING, LayerState::kWaiting},
@@ -169,21 +176,24 @@ v1::DType ToProto(compute::DType dtype) { return ToEnum(kDTypes, dtype); }
 absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Recipe& message) {
   compute::Recipe recipe;
   const auto path = [&](absl::string_view name) { return absl::StrCat(field, ".", name); };
-  if (message.format() == v1::FORMAT_UNSPECIFIED) {
-    return InvalidField(path("format"), "expected MXFP4, NVFP4, INT4, INT8 or FP8, got none");
-  }
-  const auto format = FromEnum(kFormats, path("format"), message.format());
-  if (!format.ok()) return format.status();
-  recipe.format = *format;
-  if (message.transform() != v1::TRANSFORM_UNSPECIFIED) {
-    const auto transform = FromEnum(kTransforms, path("transform"), message.transform());
-    if (!transform.ok()) return transform.status();
-    recipe.transform = *transform;
-  }
   if (message.method() != v1::METHOD_UNSPECIFIED) {
     const auto method = FromEnum(kMethods, path("method"), message.method());
     if (!method.ok()) return method.status();
     recipe.method = *method;
+  }
+  if (message.format() != v1::FORMAT_UNSPECIFIED) {
+    const auto format = FromEnum(kFormats, path("format"), message.format());
+    if (!format.ok()) return format.status();
+    recipe.format = *format;
+  } else if (const auto implied = compute::ImpliedFormat(recipe.method); implied.has_value()) {
+    recipe.format = *implied;
+  } else {
+    return InvalidField(path("format"), "expected MXFP4, NVFP4, INT4, INT8 or FP8, got none");
+  }
+  if (message.transform() != v1::TRANSFORM_UNSPECIFIED) {
+    const auto transform = FromEnum(kTransforms, path("transform"), message.transform());
+    if (!transform.ok()) return transform.status();
+    recipe.transform = *transform;
   }
   if (message.solver() != v1::SOLVER_UNSPECIFIED) {
     const auto solver = FromEnum(kSolvers, path("solver"), message.solver());
@@ -205,6 +215,17 @@ absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Rec
   if (message.has_damping()) recipe.damping = message.damping();
   recipe.seed = message.seed();
   recipe.rate_bits = message.rate_bits();
+  recipe.grid_dimension = message.grid_dimension();
+  const v1::Gptq& gptq = message.gptq();
+  if (gptq.order() != v1::BLOCK_ORDER_UNSPECIFIED) {
+    const auto order = FromEnum(kBlockOrders, path("gptq.order"), gptq.order());
+    if (!order.ok()) return order.status();
+    recipe.gptq.order = *order;
+  }
+  if (gptq.has_damping()) recipe.gptq.damping = gptq.damping();
+  recipe.gptq.act_order = gptq.act_order();
+  recipe.gptq.allow_rtn_fallback = gptq.allow_rtn_fallback();
+  recipe.gptq.asymmetric = gptq.asymmetric();
   return recipe;
 }
 
@@ -225,6 +246,15 @@ v1::Recipe ToProto(const compute::Recipe& recipe) {
   if (recipe.damping.has_value()) message.set_damping(*recipe.damping);
   message.set_seed(recipe.seed);
   message.set_rate_bits(recipe.rate_bits);
+  message.set_grid_dimension(static_cast<int32_t>(recipe.grid_dimension));
+  if (recipe.method == compute::Method::kGptq) {
+    v1::Gptq* gptq = message.mutable_gptq();
+    gptq->set_order(ToEnum(kBlockOrders, recipe.gptq.order));
+    gptq->set_act_order(recipe.gptq.act_order);
+    gptq->set_damping(recipe.gptq.damping);
+    gptq->set_allow_rtn_fallback(recipe.gptq.allow_rtn_fallback);
+    gptq->set_asymmetric(recipe.gptq.asymmetric);
+  }
   return message;
 }
 

@@ -162,9 +162,9 @@ class QuantizeService final : public v1::Quantize::CallbackService {
                                        compute::NameOf(recipe->transform), " needs, got none"));
     }
     const compute::LayerInput input{"weight", &*weight};
-    auto results = compute::QuantizeLayers(backend_, *recipe, {&input, 1},
-                                           moment.has_value() ? &*moment : nullptr, nullptr,
-                                           [](const compute::PipelineProgress&) {});
+    auto results = compute::QuantizeLayers(
+        backend_, *recipe, {&input, 1}, {.second_moment = moment.has_value() ? &*moment : nullptr},
+        nullptr, [](const compute::PipelineProgress&) {});
     if (!results.ok()) return results.status();
     return Fill(results->front(), request.return_dequantized(), response);
   }

@@ -41,6 +41,8 @@ class ServerService final : public v1::Server::CallbackService {
   }
 
  private:
+  static constexpr double kAnyRate = 4.0;  // fits every method that has a rate
+
   // What the first device can do, asked rather than assumed.
   void AddCapabilities() {
     const auto supported = [&](compute::Recipe recipe) {
@@ -50,6 +52,9 @@ class ServerService final : public v1::Server::CallbackService {
     for (int i = v1::Format_MIN + 1; i <= v1::Format_MAX; ++i) {
       v1::Recipe message;
       message.set_format(static_cast<v1::Format>(i));
+      if (message.format() == v1::ENTROPY_CODED) message.set_method(v1::WATERSIC);
+      if (message.format() == v1::GAUSSIAN_GRID) message.set_method(v1::HIGGS);
+      if (message.method() != v1::METHOD_UNSPECIFIED) message.set_rate_bits(kAnyRate);
       const auto recipe = FromProto("", message);
       if (recipe.ok() && supported(*recipe)) info_.add_formats(message.format());
     }
@@ -62,8 +67,12 @@ class ServerService final : public v1::Server::CallbackService {
     }
     for (int i = v1::Method_MIN + 1; i <= v1::Method_MAX; ++i) {
       v1::Recipe message;
-      message.set_format(v1::MXFP4);
       message.set_method(static_cast<v1::Method>(i));
+      if (message.method() == v1::RTN || message.method() == v1::GPTQ) {
+        message.set_format(v1::MXFP4);
+      } else {
+        message.set_rate_bits(kAnyRate);
+      }
       const auto recipe = FromProto("", message);
       if (recipe.ok() && supported(*recipe)) info_.add_methods(message.method());
     }

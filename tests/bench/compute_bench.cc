@@ -214,7 +214,8 @@ void BenchPipeline(Backend& backend, int64_t size) {
   std::map<std::string, double> stages;
   int64_t peak_bytes = 0;
   const double seconds = MedianSeconds([&] {
-    auto results = QuantizeLayers(backend, recipe, {&layer, 1}, &statistic, nullptr, nullptr);
+    auto results = QuantizeLayers(backend, recipe, {&layer, 1}, {.second_moment = &statistic},
+                                  nullptr, nullptr);
     if (!results.ok()) {
       std::fprintf(stderr, "%s\n", results.status().ToString().c_str());
       return;

@@ -38,7 +38,7 @@ from quantd.errors import (
     Unimplemented,
 )
 from quantd.quantized_layer import QuantizedLayer, load
-from quantd.recipe import Recipe
+from quantd.recipe import Gptq, Recipe
 from quantd.resources import (
     Device,
     Job,
@@ -64,6 +64,7 @@ __all__ = [
     "Error",
     "FailedPrecondition",
     "FieldViolation",
+    "Gptq",
     "Internal",
     "InvalidArgument",
     "Job",

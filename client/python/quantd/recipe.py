@@ -9,32 +9,59 @@ from typing import Any, Literal, get_args
 from quantd.errors import FieldViolation, InvalidArgument
 from quantd.v1 import recipe_pb2
 
-Format = Literal["mxfp4", "nvfp4", "int4", "int8", "fp8"]
+Format = Literal["mxfp4", "nvfp4", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid"]
 Transform = Literal["identity", "hadamard", "random", "wus", "wush"]
-Method = Literal["rtn", "gptq", "watersic"]
+Method = Literal["rtn", "gptq", "watersic", "higgs"]
 Solver = Literal["marginal", "conditional"]
 ScaleRule = Literal["amax", "mse", "ocp", "noclip", "absmax", "compressed-tensors", "gaussian-mse"]
 Granularity = Literal["group", "row", "block-128x128"]
+BlockOrder = Literal["ascending", "descending"]
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Options of gptq.
+
+    order: blocks ascending, with errors fed to later columns, or descending.
+    act_order: inputs of large second moment first.
+    damping: relative to the mean diagonal of the second moment.
+    allow_rtn_fallback: round to nearest where the second moment cannot be factored.
+    asymmetric: GPTAQ's term; needs a cross moment and a second moment hat.
+    """
+
+    order: BlockOrder = "ascending"
+    act_order: bool = False
+    damping: float = 0.01
+    allow_rtn_fallback: bool = False
+    asymmetric: bool = False
+
+    def __post_init__(self) -> None:
+        _check("gptq.order", self.order, get_args(BlockOrder))
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Transform, method and number format of a layer. None: the server's documented default.
 
-    format: number format of the codes and their scales.
+    format: number format of the codes and their scales; watersic and higgs have their own.
     transform: linear map T on every block of input columns, x' = T x and w' = T^-T w.
     method: how codes are chosen.
     solver: how wus and wush are solved.
     scale_rule: how a group's scale follows from its values.
     granularity: which values share a scale.
-    group_size: columns that share a scale; fixed for mxfp4 (32) and nvfp4 (16), 16..256 for int.
+    group_size: columns that share a scale; fixed for mxfp4 (32) and nvfp4 (16), 16..256 for int,
+        a power of two in 32..1024 for higgs (256).
     transform_block_size: columns of one transform block; default the group size.
-    damping: relative damping of the marginal solver; default: picked per layer.
+    damping: relative damping of the marginal solver; default: picked per layer. With watersic: of
+        the second moment.
     seed: of the random transform.
-    rate_bits: bits a weight that watersic is to reach.
+    rate_bits: bits a weight, everything stored included, that watersic is to reach; 2, 3 or 4 for
+        higgs.
+    grid_dimension: of higgs, values that one code stands for: 1 or 2.
+    gptq: options of gptq.
     """
 
-    format: Format
+    format: Format | None = None
     transform: Transform = "identity"
     method: Method = "rtn"
     solver: Solver | None = None
@@ -45,9 +72,12 @@ class Recipe:
     damping: float | None = None
     seed: int = 0
     rate_bits: float | None = None
+    grid_dimension: int | None = None
+    gptq: Gptq | None = None
 
     def __post_init__(self) -> None:
-        _check("format", self.format, get_args(Format))
+        if self.format is not None or self.method in ("rtn", "gptq"):
+            _check("format", self.format, get_args(Format))
         _check("transform", self.transform, get_args(Transform))
         _check("method", self.method, get_args(Method))
         if self.solver is not None:
@@ -75,6 +105,16 @@ class Recipe:
             damping=self.damping,
             seed=self.seed,
             rate_bits=self.rate_bits,
+            grid_dimension=self.grid_dimension,
+            gptq=None
+            if self.gptq is None
+            else recipe_pb2.Gptq(
+                order=enumerator(self.gptq.order),
+                act_order=self.gptq.act_order,
+                damping=self.gptq.damping,
+                allow_rtn_fallback=self.gptq.allow_rtn_fallback,
+                asymmetric=self.gptq.asymmetric,
+            ),
         )
 
     @classmethod
@@ -96,6 +136,16 @@ class Recipe:
             damping=message.damping if message.HasField("damping") else None,
             seed=message.seed,
             rate_bits=message.rate_bits or None,
+            grid_dimension=message.grid_dimension or None,
+            gptq=Gptq(
+                order=name(recipe_pb2.BlockOrder, message.gptq.order) or "ascending",
+                act_order=message.gptq.act_order,
+                damping=message.gptq.damping if message.gptq.HasField("damping") else 0.01,
+                allow_rtn_fallback=message.gptq.allow_rtn_fallback,
+                asymmetric=message.gptq.asymmetric,
+            )
+            if message.HasField("gptq")
+            else None,
         )
 
     @classmethod
@@ -109,8 +159,10 @@ class Recipe:
         try:
             fields = json.loads(text)
             known = {key: fields[key] for key in cls.__dataclass_fields__ if key in fields}
-            for key in ("group_size", "transform_block_size", "rate_bits"):
+            for key in ("group_size", "transform_block_size", "rate_bits", "grid_dimension"):
                 known[key] = known.get(key) or None
+            if known.get("gptq") is not None:
+                known["gptq"] = Gptq(**known["gptq"])
             return cls(**known)
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidArgument(
@@ -118,7 +170,7 @@ class Recipe:
             ) from error
 
 
-def _check(field: str, value: str, known: tuple[str, ...]) -> None:
+def _check(field: str, value: str | None, known: tuple[str, ...]) -> None:
     if value not in known:
         description = f"expected one of {', '.join(known)}, came {value!r}"
         raise InvalidArgument(

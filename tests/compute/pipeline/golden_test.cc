@@ -20,7 +20,8 @@ class GoldenTest : public testing::Test {
     recipe = ResolveRecipe(recipe).value();
     const SecondMoment statistic = golden.Statistic(layout, block_size);
     const LayerInput layer = {.name = golden.name, .weight = &golden.weight};
-    auto results = QuantizeLayers(*backend_, recipe, {&layer, 1}, &statistic, nullptr, nullptr);
+    auto results = QuantizeLayers(*backend_, recipe, {&layer, 1}, {.second_moment = &statistic},
+                                  nullptr, nullptr);
     EXPECT_TRUE(results.ok()) << results.status();
     return std::move(results->front().report);
   }

@@ -85,8 +85,8 @@ class PipelineTest : public testing::Test {
   absl::StatusOr<std::vector<LayerResult>> Run(const Recipe& recipe,
                                                const std::vector<LayerInput>& layers,
                                                const SecondMoment* statistic) {
-    return QuantizeLayers(*backend_, ResolveRecipe(recipe).value(), layers, statistic, nullptr,
-                          nullptr);
+    return QuantizeLayers(*backend_, ResolveRecipe(recipe).value(), layers,
+                          {.second_moment = statistic}, nullptr, nullptr);
   }
   LayerResult RunOne(const Recipe& recipe, const Tensor& weight, const SecondMoment* statistic) {
     auto results = Run(recipe, {{.name = "layer", .weight = &weight}}, statistic);
@@ -383,12 +383,12 @@ TEST_F(PipelineTest, ProgressRisesToTheEnd) {
   const LayerInput layer = {.name = "enc", .weight = &weight_};
   std::vector<double> fractions;
   std::vector<std::string> stages;
-  const auto results =
-      QuantizeLayers(*backend_, ResolveRecipe({.transform = TransformKind::kWush}).value(),
-                     {&layer, 1}, &statistic, nullptr, [&](const PipelineProgress& progress) {
-                       fractions.push_back(progress.fraction);
-                       stages.emplace_back(progress.stage);
-                     });
+  const auto results = QuantizeLayers(
+      *backend_, ResolveRecipe({.transform = TransformKind::kWush}).value(), {&layer, 1},
+      {.second_moment = &statistic}, nullptr, [&](const PipelineProgress& progress) {
+        fractions.push_back(progress.fraction);
+        stages.emplace_back(progress.stage);
+      });
   ASSERT_TRUE(results.ok());
   EXPECT_TRUE(std::is_sorted(fractions.begin(), fractions.end()));
   EXPECT_EQ(fractions.back(), 1.0);
@@ -407,7 +407,7 @@ TEST_F(PipelineTest, CancelStopsAtAnyStage) {
     CancelFlag cancel;
     int calls = 0;
     const absl::Status status =
-        QuantizeLayers(*backend_, recipe, {&layer, 1}, &statistic, &cancel,
+        QuantizeLayers(*backend_, recipe, {&layer, 1}, {.second_moment = &statistic}, &cancel,
                        [&](const PipelineProgress& progress) {
                          if (calls++ == cancel_after && progress.fraction < 1.0) cancel.Cancel();
                        })

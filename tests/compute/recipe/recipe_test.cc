@@ -63,8 +63,52 @@ TEST(ResolveRecipeTest, RefusesWhatDoesNotFit) {
                 "transform_block_size");
   ExpectRefused({.transform = TransformKind::kWus, .transform_block_size = 512},
                 "transform_block_size");
-  ExpectRefused({.method = Method::kWaterSic}, "rate_bits");
+  ExpectRefused({.format = Format::kEntropyCoded, .method = Method::kWaterSic}, "rate_bits");
   ExpectRefused({.rate_bits = 3}, "rate_bits");
+}
+
+TEST(ResolveRecipeTest, MethodsWithAFormatOfTheirOwn) {
+  ExpectRefused({.method = Method::kWaterSic, .rate_bits = 3}, "format");
+  ExpectRefused({.format = Format::kEntropyCoded}, "format");
+  ExpectRefused({.format = Format::kGaussianGrid, .method = Method::kGptq}, "format");
+  const Recipe watersic = {
+      .format = *ImpliedFormat(Method::kWaterSic), .method = Method::kWaterSic, .rate_bits = 2.5};
+  const Recipe resolved = ResolveRecipe(watersic).value();
+  EXPECT_EQ(resolved.group_size, 0);
+  EXPECT_EQ(resolved.scale_rule, std::nullopt);
+  EXPECT_TRUE(CheckGeometry(resolved, 3, 5).ok());
+  Recipe rotated = watersic;
+  rotated.transform = TransformKind::kHadamard;
+  ExpectRefused(rotated, "transform");
+  Recipe grouped = watersic;
+  grouped.group_size = 32;
+  ExpectRefused(grouped, "group_size");
+
+  Recipe higgs = {
+      .format = *ImpliedFormat(Method::kHiggs), .method = Method::kHiggs, .rate_bits = 3};
+  EXPECT_EQ(ResolveRecipe(higgs)->group_size, 256);
+  EXPECT_EQ(ResolveRecipe(higgs)->grid_dimension, 1);
+  EXPECT_FALSE(NeedsSecondMoment(*ResolveRecipe(higgs)));
+  EXPECT_FALSE(CheckGeometry(*ResolveRecipe(higgs), 4, 384).ok());
+  higgs.group_size = 96;
+  ExpectRefused(higgs, "group_size");
+  higgs.group_size = 128;
+  higgs.grid_dimension = 3;
+  ExpectRefused(higgs, "grid_dimension");
+  higgs.grid_dimension = 2;
+  higgs.rate_bits = 2.5;
+  ExpectRefused(higgs, "rate_bits");
+  ExpectRefused({.grid_dimension = 1}, "grid_dimension");
+}
+
+TEST(ResolveRecipeTest, GptqOptionsBelongToGptq) {
+  ExpectRefused({.method = Method::kGptq, .gptq = {.damping = -0.1}}, "gptq.damping");
+  ExpectRefused({.gptq = {.act_order = true}}, "gptq");
+  const Recipe resolved =
+      ResolveRecipe({.method = Method::kGptq,
+                     .gptq = {.order = BlockOrder::kDescending, .act_order = true, .damping = 0.1}})
+          .value();
+  EXPECT_EQ(RecipeFromJson(ToJson(resolved)).value(), resolved);
 }
 
 TEST(ResolveRecipeTest, RefusesDampingOutOfRange) {

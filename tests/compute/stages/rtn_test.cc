@@ -57,8 +57,8 @@ class RtnTest : public testing::Test {
   double Error(const LayerSolution& solution) {
     const auto format = NumberFormat::Create(problem_.recipe, kCols);
     return backend_
-        ->MeasureOutputError(*stream_, *format, solution.transform.transform,
-                             solution.quantized.decoded, problem_.sample, problem_.outputs)
+        ->MeasureOutputError(*stream_, *format, solution.transform.transform, solution.decoded,
+                             problem_.sample, problem_.outputs)
         ->error;
   }
 
@@ -110,7 +110,8 @@ TEST_F(RtnTest, DataFreeTransformsAreNotDamped) {
 TEST_F(RtnTest, SeedChoosesTheRotation) {
   const auto codes = [&](uint64_t seed) {
     const LayerSolution solution = Solve({.transform = TransformKind::kRandom, .seed = seed});
-    const absl::Span<const uint8_t> bytes = solution.quantized.encoded.codes.as<uint8_t>();
+    const std::vector<NamedTensor> packed = solution.encoded->Pack(0, kRows).value();
+    const absl::Span<const uint8_t> bytes = packed.front().tensor.as<uint8_t>();
     return std::vector<uint8_t>(bytes.begin(), bytes.end());
   };
   EXPECT_EQ(codes(1), codes(1));
