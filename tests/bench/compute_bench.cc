@@ -1,6 +1,7 @@
 // Speed of the compute library on the CPU beside what the machine can do. One JSON object a line.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <ctime>
 #include <functional>
@@ -13,6 +14,8 @@
 #include "compute/backend/cpu/panel_buffer.h"
 #include "compute/backend/cpu/worker_pool.h"
 #include "compute/backend/registry.h"
+#include "compute/coding/entropy.h"
+#include "compute/coding/integer_coder.h"
 #include "compute/pipeline/pipeline.h"
 
 namespace quantd::compute {
@@ -227,6 +230,33 @@ void BenchPipeline(Backend& backend, int64_t size) {
         {{"seconds_by_stage", stages}, {"peak_bytes", peak_bytes}});
 }
 
+// The bitstream of a layer whose columns spread over two octaves around `deviation`.
+void BenchIntegerCoder(int64_t size, double deviation) {
+  std::mt19937_64 random(6);
+  std::normal_distribution<double> normal;
+  std::vector<double> spread(size);
+  for (double& each : spread) each = deviation * std::exp2(0.5 * normal(random));
+  std::vector<int32_t> values(size * size);
+  for (int64_t i = 0; i < size * size; ++i) {
+    values[i] = static_cast<int32_t>(std::lround(spread[i % size] * normal(random)));
+  }
+  const CodedIntegers coded = EncodeIntegers(values, size).value();
+  const double bits = 8.0 * static_cast<double>(coded.bytes()) / static_cast<double>(size * size);
+  const auto print = [&](const std::string& name, const std::function<void()>& work) {
+    const double seconds = MedianSeconds(work);
+    Print(name + "_" + std::to_string(size), seconds * 1e3, "ms",
+          {{"bits_a_value", bits},
+           {"entropy", EmpiricalEntropy(values)},
+           {"million_values_per_second", 1e-6 * static_cast<double>(size * size) / seconds}});
+  };
+  double sink = 0.0;
+  print("estimate_coded_bits", [&] { sink += EstimateCodedBits(values, size); });
+  print("encode_integers",
+        [&] { sink += static_cast<double>(EncodeIntegers(values, size)->bytes()); });
+  print("decode_integers", [&] { sink += DecodeIntegers(coded, size, size)->back(); });
+  if (sink == 0.0) std::fprintf(stderr, "nothing was coded\n");
+}
+
 void Run(bool quick) {
   const auto backend = std::move(OpenBackends({}).back());
   WorkerPool pool;
@@ -246,6 +276,10 @@ void Run(bool quick) {
          {Format::kMxfp4, Format::kNvfp4, Format::kInt4, Format::kInt8, Format::kFp8}) {
       BenchRtn(*backend, format, size);
     }
+  }
+  for (const int64_t size : {768, 4096}) {
+    if (quick && size > 1536) continue;
+    for (const double deviation : {0.5, 2.0, 8.0}) BenchIntegerCoder(size, deviation);
   }
   for (const int64_t size : {384, 768, 1536}) BenchPipeline(*backend, size);
 }

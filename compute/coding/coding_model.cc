@@ -1,0 +1,171 @@
+#include "compute/coding/coding_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "compute/coding/frequency_table.h"
+
+namespace quantd::compute {
+namespace {
+
+// Columns start in this many bins of equal width on a logarithmic scale of their spread.
+constexpr int kBins = 64;
+// Keeps the columns of few ones and the columns of none apart without spending bins on them.
+constexpr double kLeastSpread = 0.02;
+constexpr double kBitsOfAClass = 4.0;  // for each column
+constexpr double kBitsOfASplit = 8.0;
+// Candidates: the smaller table of slots wins (it stays in a first-level cache, or in the shared
+// memory of a GPU) unless the larger one saves more than this share.
+constexpr int kPrecisions[] = {12, 14};
+constexpr double kWorthwhile = 1e-3;
+
+// The bin of each column.
+std::vector<uint8_t> BinColumns(absl::Span<const int32_t> values, int64_t cols) {
+  std::vector<double> spread(cols);
+  const auto rows = static_cast<int64_t>(values.size()) / cols;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int32_t* row = values.data() + r * cols;
+    for (int64_t c = 0; c < cols; ++c) spread[c] += static_cast<double>(row[c]) * row[c];
+  }
+  for (double& each : spread) {
+    each = std::log2(std::sqrt(each / static_cast<double>(rows)) + kLeastSpread);
+  }
+  const auto [low, high] = std::minmax_element(spread.begin(), spread.end());
+  const double least = *low;
+  const double scale = *high > least ? kBins / (*high - least) : 0.0;
+  std::vector<uint8_t> bins(cols);
+  for (int64_t c = 0; c < cols; ++c) {
+    bins[c] = static_cast<uint8_t>(std::min((spread[c] - least) * scale, kBins - 1.0));
+  }
+  return bins;
+}
+
+// Neighbouring bins that share a table.
+struct Group {
+  std::vector<uint8_t> bins;
+  TokenCounts counts;
+  AlphabetChoice choice;
+
+  static Group Of(std::vector<uint8_t> bins, TokenCounts counts) {
+    const AlphabetChoice choice = ChooseAlphabet(counts);
+    return {.bins = std::move(bins), .counts = std::move(counts), .choice = choice};
+  }
+};
+
+std::vector<Group> CountBins(absl::Span<const int32_t> values, absl::Span<const uint8_t> bins) {
+  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
+  std::vector<TokenCounts> counts(kBins);
+  for (const uint8_t bin : bins) counts[bin].resize(finest.size());
+  for (size_t begin = 0; begin < values.size(); begin += bins.size()) {
+    for (size_t c = 0; c < bins.size(); ++c) {
+      ++counts[bins[c]][finest.TokenOf(TokenAlphabet::Zigzag(values[begin + c]))];
+    }
+  }
+  std::vector<Group> groups;
+  for (int bin = 0; bin < kBins; ++bin) {
+    if (counts[bin].empty()) continue;
+    groups.push_back(Group::Of({static_cast<uint8_t>(bin)}, std::move(counts[bin])));
+  }
+  return groups;
+}
+
+Group Merge(const Group& a, const Group& b) {
+  std::vector<uint8_t> bins = a.bins;
+  bins.insert(bins.end(), b.bins.begin(), b.bins.end());
+  TokenCounts counts = a.counts;
+  for (size_t t = 0; t < counts.size(); ++t) counts[t] += b.counts[t];
+  return Group::Of(std::move(bins), std::move(counts));
+}
+
+// Joins the neighbours that lose least by it, as long as that saves more than it costs or there are
+// more groups than classes.
+void MergeGroups(std::vector<Group>& groups) {
+  std::vector<Group> merged;  // of each group with the next
+  for (size_t i = 0; i + 1 < groups.size(); ++i) merged.push_back(Merge(groups[i], groups[i + 1]));
+  const auto cost = [&](size_t i) {
+    return merged[i].choice.bits - groups[i].choice.bits - groups[i + 1].choice.bits -
+           kBitsOfASplit;
+  };
+  while (!merged.empty()) {
+    size_t best = 0;
+    for (size_t i = 1; i < merged.size(); ++i) {
+      if (cost(i) < cost(best)) best = i;
+    }
+    if (cost(best) > 0.0 && groups.size() <= kMaxClasses) return;
+    groups[best] = std::move(merged[best]);
+    groups.erase(groups.begin() + static_cast<int64_t>(best) + 1);
+    merged.erase(merged.begin() + static_cast<int64_t>(best));
+    if (best > 0) merged[best - 1] = Merge(groups[best - 1], groups[best]);
+    if (best < merged.size()) merged[best] = Merge(groups[best], groups[best + 1]);
+  }
+}
+
+Group MergeAll(const std::vector<Group>& groups) {
+  Group all = groups[0];
+  for (size_t i = 1; i < groups.size(); ++i) {
+    all.bins.insert(all.bins.end(), groups[i].bins.begin(), groups[i].bins.end());
+    for (size_t t = 0; t < all.counts.size(); ++t) all.counts[t] += groups[i].counts[t];
+  }
+  return Group::Of(std::move(all.bins), std::move(all.counts));
+}
+
+double SumOfBits(const std::vector<Group>& groups) {
+  double bits = 0.0;
+  for (const Group& group : groups) bits += group.choice.bits + kBitsOfASplit;
+  return bits;
+}
+
+// Tables of one precision; the bits of all values with them.
+double FillTables(const std::vector<Group>& groups, int precision,
+                  std::vector<CodingModel::Table>& tables) {
+  double bits = 0.0;
+  for (const Group& group : groups) {
+    const TokenAlphabet& alphabet = group.choice.alphabet;
+    const std::vector<uint64_t> counts = CountsIn(alphabet, group.counts);
+    tables.push_back({alphabet, NormalizeCounts(counts, precision)});
+    bits += BitsWith(counts, tables.back().frequencies, precision);
+    bits += 32.0 * static_cast<double>(counts[TokenAlphabet::kEscape]);
+    bits += 16.0 * static_cast<double>(tables.back().frequencies.size()) + kBitsOfASplit;
+    for (uint32_t t = 1; t < counts.size(); ++t) {
+      bits += static_cast<double>(counts[t]) * alphabet.RawBits(t);
+    }
+  }
+  return bits;
+}
+
+}  // namespace
+
+CodingModel ChooseModel(absl::Span<const int32_t> values, int64_t cols) {
+  const std::vector<uint8_t> bins = BinColumns(values, cols);
+  std::vector<Group> groups = CountBins(values, bins);
+  Group all = MergeAll(groups);
+  MergeGroups(groups);
+  const double bits_of_classes = kBitsOfAClass * static_cast<double>(cols);
+  if (SumOfBits(groups) + bits_of_classes >= all.choice.bits + kBitsOfASplit) {
+    groups.clear();
+    groups.push_back(std::move(all));
+  }
+
+  CodingModel model;
+  std::vector<uint8_t> class_of_bin(kBins);
+  for (size_t k = 0; k < groups.size(); ++k) {
+    for (const uint8_t bin : groups[k].bins) class_of_bin[bin] = static_cast<uint8_t>(k);
+    model.has_escapes |= groups[k].counts[TokenAlphabet::kEscape] > 0;
+  }
+  for (const uint8_t bin : bins) model.class_of_column.push_back(class_of_bin[bin]);
+  model.bits = std::numeric_limits<double>::infinity();
+  for (const int precision : kPrecisions) {
+    std::vector<CodingModel::Table> tables;
+    const double bits =
+        FillTables(groups, precision, tables) + (groups.size() > 1 ? bits_of_classes : 0.0);
+    if (bits >= model.bits * (1.0 - kWorthwhile)) continue;
+    model.bits = bits;
+    model.precision = precision;
+    model.tables = std::move(tables);
+  }
+  return model;
+}
+
+}  // namespace quantd::compute
