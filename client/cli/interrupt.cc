@@ -1,6 +1,6 @@
 #include "client/cli/interrupt.h"
 
-#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -21,10 +21,15 @@ Interrupts& State() {
   return *state;
 }
 
-void WaitForSignals(sigset_t signals) {
+// Posted by each SIGINT and SIGTERM.
+sem_t signals;
+
+void PostSignal(int /*signal*/) { sem_post(&signals); }
+
+void WaitForSignals() {
   while (true) {
-    int signal = 0;
-    if (sigwait(&signals, &signal) != 0) continue;
+    while (sem_wait(&signals) != 0) {
+    }
     Interrupts& state = State();
     const std::lock_guard lock(state.mutex);
     if (state.client == nullptr || state.interrupted) _exit(1);
@@ -33,16 +38,27 @@ void WaitForSignals(sigset_t signals) {
   }
 }
 
+// Left alone where it is ignored, as a shell does for what it runs in the background.
+void Catch(int signal) {
+  struct sigaction old {};
+  sigaction(signal, nullptr, &old);
+  if (old.sa_handler == SIG_IGN) return;
+  struct sigaction action {};
+  action.sa_handler = PostSignal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  sigaction(signal, &action, nullptr);
+}
+
 }  // namespace
 
+// A handler rather than sigwait: libraries start threads before main, in which the signals cannot
+// be blocked, and which would end the process when one of them is chosen to take the signal.
 void HandleInterrupts() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  // Inherited by every thread, gRPC's included: only the thread below takes them.
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::thread(WaitForSignals, signals).detach();
+  sem_init(&signals, 0, 0);
+  std::thread(WaitForSignals).detach();
+  Catch(SIGINT);
+  Catch(SIGTERM);
 }
 
 InterruptScope::InterruptScope(client::Client& client) {

@@ -5,8 +5,8 @@
 namespace quantd::cli {
 
 // From here on SIGINT and SIGTERM end the program, or, while an InterruptScope lives, end its
-// client's calls with CANCELLED; a second signal ends the program at once. To be called first in
-// main(), before any thread exists.
+// client's calls with CANCELLED; a second signal ends the program at once. To be called once, first
+// in main().
 void HandleInterrupts();
 
 class InterruptScope {

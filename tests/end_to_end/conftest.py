@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -19,6 +20,9 @@ if not (REPOSITORY / "client" / "python" / "quantd" / "v1" / "__init__.py").exis
     subprocess.run(
         [sys.executable, REPOSITORY / "client" / "python" / "generate_stubs.py"], check=True
     )
+
+# Programs that tests start hear an interrupt even where the shell of the tests ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from .server_process import Server, bin_dir, seconds  # noqa: E402
 
