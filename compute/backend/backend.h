@@ -243,10 +243,14 @@ class Backend {
   virtual absl::StatusOr<DeviceTensor> Submatrix(Stream& stream, const DeviceTensor& matrix,
                                                  absl::Span<const int64_t> rows,
                                                  absl::Span<const int64_t> columns) = 0;
+  // The diagonal of a square matrix.
+  virtual absl::StatusOr<std::vector<double>> Diagonal(Stream& stream,
+                                                       const DeviceTensor& matrix) = 0;
   // Mean square of each column: C.
   virtual absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
                                                              const DeviceTensor& matrix) = 0;
-  // FAILED_PRECONDITION where M + added I is not positive definite in float64.
+  // FAILED_PRECONDITION where M + added I is not positive definite in float64, INVALID_ARGUMENT
+  // where M is not symmetric to 1e-6 of its diagonal.
   virtual absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
                                                     double added) = 0;
   // Eigenvalues of a symmetric matrix, ascending.

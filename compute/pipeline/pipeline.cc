@@ -46,8 +46,9 @@ class StageClock {
   using Clock = std::chrono::steady_clock;
 
   static double Start(absl::string_view stage) {
-    if (stage == "transform") return 0.05;
-    if (stage == "quantize") return 0.1;
+    if (stage == "transform" || stage == "factor") return 0.05;
+    if (stage == "quantize" || stage == "search") return 0.1;
+    if (stage == "rescale") return 0.4;
     if (stage == "pack") return 0.6;
     if (stage == "report") return 0.65;
     return 0.0;
@@ -107,6 +108,7 @@ class GroupRun {
     absl::StatusOr<DeviceTensor> weight = UploadStacked(backend_, stream_, layers_);
     if (!weight.ok()) return weight.status();
     problem_.weight = *std::move(weight);
+    for (const LayerInput& layer : layers_) problem_.layer_rows.push_back(layer.weight->dim(0));
     if (statistic_ == nullptr) return absl::OkStatus();
     absl::StatusOr<CalibrationOnDevice> calibration =
         UploadCalibration(backend_, stream_, problem_.recipe, *statistic_);
@@ -164,12 +166,31 @@ class GroupRun {
                         problem_.recipe.transform_block_size, results_[i].report);
       if (!status.ok()) return status;
     }
+    absl::Status status = ReportTheory(solution);
+    if (!status.ok()) return status;
     clock_.Tell("report", 0.8);
-    absl::Status status =
-        ReportBaseline(TransformKind::kIdentity, &ErrorReport::baseline_identity_rtn);
+    status = ReportBaseline(TransformKind::kIdentity, &ErrorReport::baseline_identity_rtn);
     if (!status.ok()) return status;
     clock_.Tell("report", 0.9);
     return ReportBaseline(TransformKind::kHadamard, &ErrorReport::baseline_hadamard_rtn);
+  }
+
+  // Rates against their limits; what RTN has no part in.
+  absl::Status ReportTheory(const LayerSolution& solution) {
+    const Method method = problem_.recipe.method;
+    if (method != Method::kGptq && method != Method::kWaterSic) return absl::OkStatus();
+    for (size_t i = 0; i < solution.entropy_bits.size(); ++i) {
+      results_[i].report.requested_rate_bits = problem_.recipe.rate_bits;
+      results_[i].report.entropy_bits = solution.entropy_bits[i];
+    }
+    if (problem_.full_moment.empty()) return absl::OkStatus();
+    absl::StatusOr<MomentSpectrum> spectrum =
+        MeasureSpectrum(backend_, stream_, problem_.full_moment, solution.damping);
+    if (!spectrum.ok()) return spectrum.status();
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      CompareWithTheory(*spectrum, parts_[i].reference, results_[i].report);
+    }
+    return absl::OkStatus();
   }
 
   // Figures that need no measuring.
@@ -183,6 +204,7 @@ class GroupRun {
     report.outcome = solution.outcome;
     report.damping = solution.damping;
     report.retries = solution.retries;
+    report.dropped_inputs = solution.dropped_inputs;
     report.transform_condition_max = solution.transform.condition_max;
     report.device = backend_.Describe().name;
     report.version = QUANTD_VERSION;

@@ -34,7 +34,7 @@ struct LayerResult {
 };
 
 struct PipelineProgress {
-  absl::string_view stage;  // "transform", "quantize", "pack", "report"
+  absl::string_view stage;  // "transform", "quantize", "pack", "report", ...
   double fraction;          // 0..1 of the layer
 };
 

@@ -6,6 +6,9 @@
 #include <numeric>
 #include <utility>
 
+#include "compute/stages/live_inputs.h"
+#include "compute/stages/rate_theory.h"
+
 namespace quantd::compute {
 namespace {
 
@@ -86,6 +89,46 @@ double ExpectedSquaredEta(int element_mantissa_bits, int scale_mantissa_bits) {
   return (1.0 + variance(element_mantissa_bits)) * (1.0 + variance(scale_mantissa_bits)) - 1.0;
 }
 
+absl::StatusOr<MomentSpectrum> MeasureSpectrum(Backend& backend, Stream& stream,
+                                               const DeviceTensor& moment, double damping) {
+  absl::StatusOr<std::vector<double>> eigenvalues = backend.Eigenvalues(stream, moment);
+  if (!eigenvalues.ok()) return eigenvalues.status();
+  absl::StatusOr<std::vector<double>> diagonal = backend.Diagonal(stream, moment);
+  if (!diagonal.ok()) return diagonal.status();
+  MomentSpectrum spectrum = {.eigenvalues = *std::move(eigenvalues), .cholesky_am_gm = {}};
+  const LiveInputs inputs = FindLiveInputs(*diagonal);
+  if (inputs.live.empty()) return spectrum;
+  absl::StatusOr<DeviceTensor> live =
+      inputs.dead.empty() ? moment : backend.Submatrix(stream, moment, inputs.live, inputs.live);
+  if (!live.ok()) return live.status();
+  double mean = 0.0;
+  for (const int64_t i : inputs.live) {
+    mean += (*diagonal)[i] / static_cast<double>(inputs.live.size());
+  }
+  const absl::StatusOr<MomentFactor> factor = backend.FactorMoment(stream, *live, damping * mean);
+  if (absl::IsFailedPrecondition(factor.status())) return spectrum;
+  if (!factor.ok()) return factor.status();
+  std::vector<double> squares;
+  for (const double l : factor->diagonal) squares.push_back(l * l);
+  spectrum.cholesky_am_gm = ArithmeticOverGeometricMean(squares);
+  return spectrum;
+}
+
+void CompareWithTheory(const MomentSpectrum& spectrum, const Reference& reference,
+                       ErrorReport& report) {
+  report.cholesky_am_gm = spectrum.cholesky_am_gm;
+  if (spectrum.cholesky_am_gm.has_value()) {
+    report.gptq_predicted_gap_bits = 0.5 * std::log2(*spectrum.cholesky_am_gm);
+  }
+  const std::optional<double> error = report.relative_output_error_weight_only;
+  if (!error.has_value() || !(*error > 0.0)) return;
+  const auto weights = static_cast<double>(report.rows * report.cols);
+  report.waterfilling_limit_bits =
+      WaterfillingRate(reference.weight_energy / weights, spectrum.eigenvalues,
+                       *error * reference.output_energy / weights);
+  report.waterfilling_gap_bits = report.bits_per_weight - *report.waterfilling_limit_bits;
+}
+
 absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, DeviceTensor weight,
                                            const LayerProblem& problem, DeviceTensor moment) {
   Reference reference;
@@ -93,6 +136,8 @@ absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, Dev
   reference.moment = std::move(moment);
   reference.block_moment = problem.block_moment;
   reference.sample = problem.sample;
+  reference.moment_hat = problem.second_moment_hat;
+  reference.cross = problem.cross_moment;
   if (!reference.sample.empty()) {
     // The outputs of a layer that was solved alone are there already.
     if (reference.weight.dim(0) == problem.weight.dim(0)) {
@@ -148,6 +193,14 @@ absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat*
     report.sqnr_db_weight_only = Decibels(report.relative_output_error_weight_only);
     report.worst_rows = LargestShares(weight->by_row);
     report.worst_blocks = LargestShares(SumByBlock(weight->by_column, block_size));
+  }
+  if (!reference.cross.empty() && !reference.moment_hat.empty() &&
+      reference.moment.shape().size() == 2) {
+    absl::StatusOr<OutputError> drift =
+        backend.MeasureDriftError(stream, reference.weight, candidate.dequantized, reference.moment,
+                                  reference.moment_hat, reference.cross);
+    if (!drift.ok()) return drift.status();
+    report.relative_drift_error = Relative(drift->error, drift->energy);
   }
   if (format == nullptr) return absl::OkStatus();
   absl::StatusOr<std::optional<double>> output =

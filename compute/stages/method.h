@@ -21,6 +21,8 @@ absl::string_view NameOf(Outcome outcome);  // "EXACT", ...
 struct LayerProblem {
   Recipe recipe;        // resolved
   DeviceTensor weight;  // R x C, F64
+  // Rows of each layer of the group, which are packed apart. Empty: one layer.
+  std::vector<int64_t> layer_rows;
   // Means, F64; empty where there is no calibration data.
   DeviceTensor block_moment;  // C/B x B x B
   DeviceTensor full_moment;   // C x C; empty for block-diagonal statistics
@@ -44,6 +46,10 @@ struct LayerSolution {
   Outcome outcome = Outcome::kExact;
   double damping = 0.0;  // relative damping used, by the transform or the method
   int64_t retries = 0;   // factorizations repeated with more damping
+  // WaterSIC: inputs whose columns are zero because they carry next to nothing, and the empirical
+  // entropy of each layer's codes as one distribution, in bits a weight.
+  int64_t dropped_inputs = 0;
+  std::vector<double> entropy_bits;
 };
 
 // The parts of a solution that an op over a number format returns.

@@ -38,6 +38,7 @@ void AddErrors(const ErrorReport& r, Json& json) {
       r.weight_only_measured_on.empty() ? Json(nullptr) : Json(r.weight_only_measured_on);
   Flatten("baseline_identity_rtn", r.baseline_identity_rtn, json);
   Flatten("baseline_hadamard_rtn", r.baseline_hadamard_rtn, json);
+  json["relative_drift_error"] = Number(r.relative_drift_error);
   json["predicted_loss"] = Number(r.predicted_loss);
   json["relative_weight_error"] = Number(r.relative_weight_error);
   json["max_abs_weight_error"] = Number(r.max_abs_weight_error);
@@ -45,7 +46,16 @@ void AddErrors(const ErrorReport& r, Json& json) {
   json["worst_blocks"] = List(r.worst_blocks);
 }
 
+void AddTheory(const ErrorReport& r, Json& json) {
+  json["waterfilling_limit_bits"] = Number(r.waterfilling_limit_bits);
+  json["waterfilling_gap_bits"] = Number(r.waterfilling_gap_bits);
+  json["cholesky_am_gm"] = Number(r.cholesky_am_gm);
+  json["gptq_predicted_gap_bits"] = Number(r.gptq_predicted_gap_bits);
+}
+
 void AddCosts(const ErrorReport& r, Json& json) {
+  json["requested_rate_bits"] = Number(r.requested_rate_bits);
+  json["entropy_bits"] = Number(r.entropy_bits);
   json["bits_per_weight_codes"] = r.bits_per_weight_codes;
   json["bits_per_weight_scales"] = r.bits_per_weight_scales;
   json["bits_per_weight_transform"] = r.bits_per_weight_transform;
@@ -71,8 +81,10 @@ std::string ToJson(const ErrorReport& r) {
   json["retries"] = r.retries;
   json["transform_condition_max"] = Number(r.transform_condition_max);
   json["dead_inputs"] = r.dead_inputs;
+  json["dropped_inputs"] = r.dropped_inputs;
   json["tokens"] = r.tokens.has_value() ? Json(*r.tokens) : Json(nullptr);
   json["sample_rows"] = r.sample_rows;
+  AddTheory(r, json);
   AddCosts(r, json);
   json["statistic_digest"] = r.statistic_digest.empty() ? Json(nullptr) : Json(r.statistic_digest);
   json["tensor_digests"] = Json(r.tensor_digests);

@@ -36,6 +36,9 @@ struct ErrorReport {
   Baseline baseline_identity_rtn;
   Baseline baseline_hadamard_rtn;
 
+  // Where the moments of drift are known: E||W x - What xhat||^2 / E||W x||^2.
+  std::optional<double> relative_drift_error;
+
   std::optional<double> predicted_loss;  // relative, FP formats (WUSH, section 3)
   double relative_weight_error = 0.0;    // ||dW||_F^2 / ||W||_F^2
   double max_abs_weight_error = 0.0;
@@ -50,10 +53,19 @@ struct ErrorReport {
   double damping = 0.0;
   int64_t retries = 0;
   double transform_condition_max = 1.0;
-  int64_t dead_inputs = 0;  // columns with M_ii = 0
+  int64_t dead_inputs = 0;     // columns with M_ii = 0
+  int64_t dropped_inputs = 0;  // columns that WaterSIC sets to 0
   std::optional<int64_t> tokens;
   int64_t sample_rows = 0;
 
+  // Rate-distortion theory (docs/numerics.md, section 9): GPTQ and WaterSIC with a full moment.
+  std::optional<double> waterfilling_limit_bits;  // R_WF at the achieved distortion
+  std::optional<double> waterfilling_gap_bits;    // bits_per_weight over it
+  std::optional<double> cholesky_am_gm;           // of L_ii^2
+  std::optional<double> gptq_predicted_gap_bits;  // 0.5 log2 of it
+
+  std::optional<double> requested_rate_bits;  // WaterSIC
+  std::optional<double> entropy_bits;         // of its codes as one distribution, a weight
   double bits_per_weight_codes = 0.0;
   double bits_per_weight_scales = 0.0;
   double bits_per_weight_transform = 0.0;

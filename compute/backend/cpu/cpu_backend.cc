@@ -283,6 +283,16 @@ class CpuBackend final : public Backend {
     return CpuSubmatrix(pool_, stream, matrix, rows, columns);
   }
 
+  absl::StatusOr<std::vector<double>> Diagonal(Stream& stream,
+                                               const DeviceTensor& matrix) override {
+    if (absl::Status status = CheckSquare("matrix", matrix); !status.ok()) return status;
+    if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+    const int64_t size = matrix.dim(0);
+    std::vector<double> diagonal(size);
+    for (int64_t i = 0; i < size; ++i) diagonal[i] = Doubles(matrix)[i * size + i];
+    return diagonal;
+  }
+
   absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
                                                      const DeviceTensor& matrix) override {
     if (absl::Status status = CheckMatrix("matrix", matrix); !status.ok()) return status;

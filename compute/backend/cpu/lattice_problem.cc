@@ -1,6 +1,7 @@
 #include "compute/backend/cpu/lattice_problem.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -14,6 +15,20 @@ namespace quantd::compute {
 namespace {
 
 constexpr int64_t kTileRows = 128;
+constexpr double kMaxAsymmetry = 1e-6;  // of the diagonal entries that an entry belongs to
+
+absl::Status CheckSymmetric(int64_t n, const double* m) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      const double scale = std::max(std::abs(m[i * n + i]), std::abs(m[j * n + j]));
+      if (std::abs(m[i * n + j] - m[j * n + i]) <= kMaxAsymmetry * scale) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("second_moment: expected a symmetric matrix; got ", m[i * n + j], " at (", i,
+                       ", ", j, ") and ", m[j * n + i], " across the diagonal"));
+    }
+  }
+  return absl::OkStatus();
+}
 
 // to[c * rows + r] = from[r * cols + c] for rows [begin, end), in squares that fit the cache.
 void TransposeRows(int64_t begin, int64_t end, int64_t rows, int64_t cols, const double* from,
@@ -96,6 +111,7 @@ absl::StatusOr<std::vector<double>> CpuColumnEnergies(WorkerPool& pool, Stream& 
 absl::StatusOr<MomentFactor> CpuFactorMoment(WorkerPool& pool, Stream& stream,
                                              const DeviceTensor& moment, double added) {
   const int64_t cols = moment.dim(0);
+  if (absl::Status status = CheckSymmetric(cols, Doubles(moment)); !status.ok()) return status;
   absl::StatusOr<WritableTensor> lower = NewMatrix(stream, {cols, cols});
   if (!lower.ok()) return lower.status();
   std::copy_n(Doubles(moment), cols * cols, lower->data);

@@ -357,6 +357,14 @@ TEST_F(LatticeErrorTest, IndefiniteMomentIsAPreconditionThatFails) {
   EXPECT_TRUE(backend_->FactorMoment(*stream_, moment, 1.5).ok());
 }
 
+TEST_F(LatticeErrorTest, AsymmetricMomentIsRefused) {
+  const absl::Status status =
+      backend_->FactorMoment(*stream_, Upload({2, 2}, {1, 0.5, 0.4, 1}), 0.1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("0.4 at (1, 0) and 0.5 across"));
+  EXPECT_TRUE(backend_->FactorMoment(*stream_, Upload({2, 2}, {1, 0.5, 0.5 + 1e-9, 1}), 0.1).ok());
+}
+
 TEST_F(LatticeErrorTest, ShapesThatDoNotFitAreNamed) {
   const DeviceTensor weight = Upload({3, 2}, Normal(6, 1));
   const DeviceTensor moment = Upload({2, 2}, {1, 0, 0, 1});
