@@ -49,9 +49,11 @@ struct CodedIntegersView {
       : CodedIntegersView(coded.stream, coded.segment_offsets, coded.frequencies, coded.escapes) {}
 };
 
-// `values` are rows of `cols` each. Deterministic. OUT_OF_RANGE where the stream would need more
+// `values` are rows of `cols` each. `segment_values` is a multiple of kLanes up to
+// kMaxSegmentValues, or 0: as above. Deterministic. OUT_OF_RANGE where the stream would need more
 // than 2^32 - 1 words. Thread-safe.
-absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols);
+absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols,
+                                             int64_t segment_values = 0);
 
 // Bits that EncodeIntegers will store, all tensors together, to a fraction of a percent and without
 // coding: for searches. Thread-safe.

@@ -186,7 +186,8 @@ double BitsAValue(const CodingModel& model, absl::Span<const int32_t> values) {
 
 }  // namespace
 
-absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols) {
+absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols,
+                                             int64_t segment_values) {
   StreamHeader header = {};
   std::memcpy(header.magic, kStreamMagic, sizeof(header.magic));
   header.precision = kMinPrecision;
@@ -202,13 +203,14 @@ absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, i
     const CodingModel model = ChooseModel(values, cols);
     header.precision = static_cast<uint8_t>(model.precision);
     header.classes = static_cast<uint8_t>(model.tables.size());
-    header.segment_values = static_cast<uint32_t>(SegmentValues(BitsAValue(model, values)));
+    if (segment_values == 0) segment_values = SegmentValues(BitsAValue(model, values));
+    header.segment_values = static_cast<uint32_t>(segment_values);
     AppendClasses(model, coded.stream);
     for (const CodingModel::Table& table : model.tables) {
       coded.frequencies.insert(coded.frequencies.end(), table.frequencies.begin(),
                                table.frequencies.end());
     }
-    if (!AppendSegments(values, model, header.segment_values, coded)) {
+    if (!AppendSegments(values, model, segment_values, coded)) {
       return absl::OutOfRangeError(
           absl::StrCat("z_stream: ", values.size(), " values need more words than 32 bits count"));
     }

@@ -1,10 +1,11 @@
 #include <Eigen/Core>
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "compute/formats/lattice_weight.h"
 #include "compute/formats/number_format.h"
+#include "compute/formats/tensor_lookup.h"
 #include "compute/pipeline/pipeline.h"
 
 namespace quantd::compute {
@@ -12,30 +13,16 @@ namespace {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-absl::StatusOr<const Tensor*> Find(absl::Span<const NamedTensor> tensors, absl::string_view name,
-                                   DType dtype, const std::vector<int64_t>& shape) {
-  for (const NamedTensor& named : tensors) {
-    if (named.name != name) continue;
-    if (named.tensor.dtype() != dtype || named.tensor.shape() != shape) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, ": expected ", NameOf(dtype), " [", absl::StrJoin(shape, ", "), "]; got ",
-          NameOf(named.tensor.dtype()), " [", absl::StrJoin(named.tensor.shape(), ", "), "]"));
-    }
-    return &named.tensor;
-  }
-  return absl::InvalidArgumentError(absl::StrCat(name, ": missing"));
-}
-
 // The encoded matrix behind the packed tensors, shapes checked against the format.
 absl::StatusOr<EncodedMatrix> Gather(absl::Span<const NamedTensor> tensors,
                                      const NumberFormat& format, int64_t rows, int64_t cols) {
   const ScaleGrid grid = format.grid();
-  absl::StatusOr<const Tensor*> codes = Find(tensors, "weight_packed", format.packed_dtype(),
-                                             {rows, cols * format.element_bits() / 8});
+  absl::StatusOr<const Tensor*> codes = FindTensor(tensors, "weight_packed", format.packed_dtype(),
+                                                   {rows, cols * format.element_bits() / 8});
   if (!codes.ok()) return codes.status();
   absl::StatusOr<const Tensor*> scales =
-      Find(tensors, "weight_scale", format.scale_dtype(),
-           {(rows + grid.rows - 1) / grid.rows, (cols + grid.cols - 1) / grid.cols});
+      FindTensor(tensors, "weight_scale", format.scale_dtype(),
+                 {(rows + grid.rows - 1) / grid.rows, (cols + grid.cols - 1) / grid.cols});
   if (!scales.ok()) return scales.status();
   EncodedMatrix encoded = {.rows = rows,
                            .cols = cols,
@@ -43,11 +30,20 @@ absl::StatusOr<EncodedMatrix> Gather(absl::Span<const NamedTensor> tensors,
                            .scales = (*scales)->Clone(),
                            .global_scale = std::nullopt};
   if (format.GlobalScale(1.0).has_value()) {
-    absl::StatusOr<const Tensor*> global = Find(tensors, "weight_global_scale", DType::kF32, {1});
+    absl::StatusOr<const Tensor*> global =
+        FindTensor(tensors, "weight_global_scale", DType::kF32, {1});
     if (!global.ok()) return global.status();
     encoded.global_scale = (*global)->as<float>()[0];
   }
   return encoded;
+}
+
+absl::Status CheckFinite(const Tensor& matrix) {
+  const int64_t bad = FindNonFinite(DType::kF32, matrix.bytes().data(), matrix.elements());
+  if (bad < 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the result overflows float32 in row ",
+                                                 bad / matrix.dim(1), ", column ",
+                                                 bad % matrix.dim(1)));
 }
 
 // Rounds decoded codes, mapped back by the stored transform, to F32.
@@ -70,12 +66,34 @@ absl::StatusOr<Tensor> MapBack(const std::vector<double>& decoded, int64_t rows,
       to.middleCols(k * size, size) = (from.middleCols(k * size, size) * t).cast<float>();
     }
   }
-  const int64_t bad = FindNonFinite(DType::kF32, result->bytes().data(), result->elements());
-  if (bad >= 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the result overflows float32 in row ", bad / cols, ", column ", bad % cols));
-  }
+  if (absl::Status status = CheckFinite(*result); !status.ok()) return status;
   return result;
+}
+
+// Decodes a few rows at a time: a matrix of float64 beside the result would be twice its size.
+template <typename Weight>
+absl::StatusOr<Tensor> DequantizeByRows(const Weight& weight) {
+  constexpr int64_t kPanel = 16;
+  const int64_t cols = weight.cols();
+  absl::StatusOr<Tensor> result = Tensor::Create(DType::kF32, {weight.rows(), cols});
+  if (!result.ok()) return result.status();
+  std::vector<double> panel(kPanel * cols);
+  for (int64_t first = 0; first < weight.rows(); first += kPanel) {
+    const int64_t rows = std::min(kPanel, weight.rows() - first);
+    weight.Dequantize(first, rows, absl::MakeSpan(panel.data(), rows * cols));
+    std::transform(panel.begin(), panel.begin() + rows * cols,
+                   result->as<float>().begin() + first * cols,
+                   [](double value) { return static_cast<float>(value); });
+  }
+  if (absl::Status status = CheckFinite(*result); !status.ok()) return status;
+  return result;
+}
+
+absl::StatusOr<Tensor> DequantizeLattice(absl::Span<const NamedTensor> tensors, int64_t rows,
+                                         int64_t cols) {
+  const auto weight = LatticeWeight::Unpack(tensors, rows, cols);
+  if (!weight.ok()) return weight.status();
+  return DequantizeByRows(**weight);
 }
 
 }  // namespace
@@ -84,16 +102,17 @@ absl::StatusOr<Tensor> DequantizeResult(absl::Span<const NamedTensor> tensors,
                                         absl::string_view recipe_json) {
   absl::StatusOr<Recipe> recipe = RecipeFromJson(recipe_json);
   if (!recipe.ok()) return recipe.status();
-  if (ImpliedFormat(recipe->method).has_value()) {
+  if (recipe->method == Method::kHiggs) {
     return absl::UnimplementedError(absl::StrCat("method: ", NameOf(recipe->method),
                                                  " results cannot be decoded by this build"));
   }
-  absl::StatusOr<const Tensor*> shape = Find(tensors, "weight_shape", DType::kI64, {2});
+  absl::StatusOr<const Tensor*> shape = FindTensor(tensors, "weight_shape", DType::kI64, {2});
   if (!shape.ok()) return shape.status();
   const int64_t rows = (*shape)->as<int64_t>()[0];
   const int64_t cols = (*shape)->as<int64_t>()[1];
   if (absl::Status status = CheckGeometry(*recipe, rows, cols); !status.ok()) return status;
 
+  if (recipe->method == Method::kWaterSic) return DequantizeLattice(tensors, rows, cols);
   const auto format = NumberFormat::Create(*recipe, cols);
   absl::StatusOr<EncodedMatrix> encoded = Gather(tensors, *format, rows, cols);
   if (!encoded.ok()) return encoded.status();
@@ -101,7 +120,7 @@ absl::StatusOr<Tensor> DequantizeResult(absl::Span<const NamedTensor> tensors,
   if (recipe->transform != TransformKind::kIdentity) {
     const int64_t size = recipe->transform_block_size;
     absl::StatusOr<const Tensor*> found =
-        Find(tensors, "input_transform", DType::kF32, {cols / size, size, size});
+        FindTensor(tensors, "input_transform", DType::kF32, {cols / size, size, size});
     if (!found.ok()) return found.status();
     transform = *found;
   }

@@ -29,10 +29,6 @@ T Load(const std::byte* from, int64_t index) {
   return value;
 }
 
-float HalfToFloat(uint16_t bits) {
-  return Eigen::half_impl::half_to_float(Eigen::half_impl::raw_uint16_to_half(bits));
-}
-
 void HalvesToFloat(const std::byte* from, int64_t count, float* to) {
   int64_t i = 0;
 #ifdef __F16C__
@@ -41,7 +37,7 @@ void HalvesToFloat(const std::byte* from, int64_t count, float* to) {
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
   }
 #endif
-  for (; i < count; ++i) to[i] = HalfToFloat(Load<uint16_t>(from, i));
+  for (; i < count; ++i) to[i] = F16ToFloat(Load<uint16_t>(from, i));
 }
 
 // Scans in runs: the inner loop has no early exit, so that it vectorizes.
@@ -171,7 +167,7 @@ void ConvertToDouble(DType dtype, const std::byte* from, int64_t count, double* 
       for (int64_t i = 0; i < count; ++i) to[i] = Load<float>(from, i);
       break;
     case DType::kF16:
-      for (int64_t i = 0; i < count; ++i) to[i] = HalfToFloat(Load<uint16_t>(from, i));
+      for (int64_t i = 0; i < count; ++i) to[i] = F16ToFloat(Load<uint16_t>(from, i));
       break;
     default:
       for (int64_t i = 0; i < count; ++i) to[i] = Bf16ToFloat(Load<uint16_t>(from, i));
@@ -201,5 +197,11 @@ uint16_t FloatToBf16(float value) {
 }
 
 float Bf16ToFloat(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+uint16_t FloatToF16(float value) { return Eigen::half_impl::float_to_half_rtne(value).x; }
+
+float F16ToFloat(uint16_t bits) {
+  return Eigen::half_impl::half_to_float(Eigen::half_impl::raw_uint16_to_half(bits));
+}
 
 }  // namespace quantd::compute

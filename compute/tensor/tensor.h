@@ -83,5 +83,7 @@ int64_t FindNonFinite(DType dtype, const std::byte* data, int64_t count);
 // Round to nearest even.
 uint16_t FloatToBf16(float value);
 float Bf16ToFloat(uint16_t bits);
+uint16_t FloatToF16(float value);
+float F16ToFloat(uint16_t bits);
 
 }  // namespace quantd::compute

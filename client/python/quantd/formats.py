@@ -43,7 +43,7 @@ GAUSSIAN_MSE_FACTOR = {4: 2.51393, 8: 3.88494}
 #: Axes of one cell in the result of `_grouped`.
 _WITHIN_CELL = (1, 3)
 
-_ELEMENT_BITS: dict[Format, int] = {"mxfp4": 4, "nvfp4": 4, "int4": 4, "int8": 8, "fp8": 8}
+_ELEMENT_BITS: dict[Format | None, int] = {"mxfp4": 4, "nvfp4": 4, "int4": 4, "int8": 8, "fp8": 8}
 
 
 def _e4m3_values() -> Float64:
@@ -76,7 +76,7 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return codes
 
 
-def element_values(format: Format, scale_rule: ScaleRule | None) -> Float64:
+def element_values(format: Format | None, scale_rule: ScaleRule | None) -> Float64:
     """What each code stands for, before the scale: 16 or 256 values."""
     if format in ("mxfp4", "nvfp4"):
         return E2M1_VALUES
@@ -88,7 +88,9 @@ def element_values(format: Format, scale_rule: ScaleRule | None) -> Float64:
     return signed + 0.5 if scale_rule == "gaussian-mse" else signed
 
 
-def decode_scales(format: Format, stored: NDArray[Any], global_scale: float | None) -> Float64:
+def decode_scales(
+    format: Format | None, stored: NDArray[Any], global_scale: float | None
+) -> Float64:
     """Stored scales to the values that multiply the elements, the global scale included."""
     if format == "mxfp4":
         scales = np.exp2(stored.astype(np.float64) - E8M0_BIAS)

@@ -14,7 +14,8 @@ import safetensors
 from numpy.typing import NDArray
 
 from quantd import dtypes, formats
-from quantd.errors import InvalidArgument, Unimplemented
+from quantd.errors import InvalidArgument
+from quantd.lattice import decode_lattice
 from quantd.recipe import Recipe
 
 #: Tensors of a result file, without the layer's prefix.
@@ -25,7 +26,16 @@ TENSOR_NAMES = (
     "weight_shape",
     "input_transform",
     "input_global_scale",
+    "z_stream",
+    "z_segment_offset",
+    "z_frequency",
+    "z_escape",
+    "row_scale",
+    "col_scale",
+    "dead_columns",
 )
+#: Methods whose weights have no activation format: activations stay as they are.
+WEIGHT_ONLY = ("watersic", "higgs")
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,10 @@ class QuantizedLayer:
         """Transformed activations (tokens x C), rounded to the format's values.
 
         Scales are dynamic: from each token's groups, and where the format has a global scale, one
-        for all of x. The result has the dtype of x.
+        for all of x. The result has the dtype of x. Formats of weights alone leave x as it is.
         """
+        if self.recipe.method in WEIGHT_ONLY:
+            return x
         return formats.fake_quantize(x, self.recipe).astype(x.dtype, copy=False)
 
     def __call__(self, x: NDArray[Any], quantize_activations: bool = True) -> NDArray[Any]:
@@ -121,7 +133,7 @@ class QuantizedLayer:
 
     def _decode(self) -> NDArray[np.float64]:
         if self.recipe.method == "watersic":
-            raise Unimplemented("entropy-coded weights cannot be decoded by this version")
+            return decode_lattice(self.tensors, *self.shape)
         global_scale = self.tensors.get("weight_global_scale")
         return formats.decode(
             self.recipe,

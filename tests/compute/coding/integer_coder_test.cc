@@ -91,6 +91,15 @@ TEST(IntegerCoder, EveryWidthWithColumnsThatDiffer) {
   }
 }
 
+TEST(IntegerCoder, EverySizeOfASegment) {
+  const std::vector<int32_t> values = Outliers(300, 37, 3.0, 8.0, 12);
+  for (int64_t size = kLanes; size <= kMaxSegmentValues; size *= 2) {
+    const CodedIntegers coded = *EncodeIntegers(values, 37, size);
+    EXPECT_EQ(coded.segment_offsets.size(), 2 * ((values.size() + size - 1) / size + 1));
+    EXPECT_TRUE(*DecodeIntegers(coded, 300, 37) == values) << size;
+  }
+}
+
 TEST(IntegerCoder, EverySpreadFromConstantToFullRange) {
   ExpectRoundTrip({}, 5);
   ExpectRoundTrip(std::vector<int32_t>(100'000, 0), 100);
