@@ -11,7 +11,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using quantd::compute::LatticeWeight;
   const quantd::fuzz::LatticeInput input = quantd::fuzz::FromBytes({data, size});
-  if (input.rows == 0 || input.cols == 0 || input.rows * input.cols > 1 << 16) return 0;
+  if (input.rows == 0 || input.cols == 0 || input.rows * input.cols > 1 << 12) return 0;
   const auto weight = LatticeWeight::Unpack(input.tensors, input.rows, input.cols);
   if (!weight.ok()) return 0;
   if ((*weight)->rows() != input.rows || (*weight)->cols() != input.cols) std::abort();

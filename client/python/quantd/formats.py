@@ -220,7 +220,7 @@ def _cell(recipe: Recipe, cols: int) -> tuple[int, int]:
         return 128, 128
     if recipe.granularity == "row" or (recipe.format == "fp8" and recipe.granularity is None):
         return 1, cols
-    defaults = {"mxfp4": 32, "nvfp4": 16}
+    defaults: dict[Format | None, int] = {"mxfp4": 32, "nvfp4": 16}
     return 1, recipe.group_size or defaults.get(recipe.format, 32)
 
 
