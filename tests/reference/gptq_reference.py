@@ -6,7 +6,7 @@ One factorization serves both orders. Arrange the columns so that they are proce
 first: as they are (`descending`, the published code of WUSH) or reversed (`ascending`, its paper).
 With the damped, arranged moment M = K D K^T, K unit lower triangular by units and D block diagonal,
 
-    tr(dW M dW^T) = sum over units g of || (W_g - What_g) + sum_{j > g} (W_j - What_j) K_jg ||^2_{D_g}
+    tr(dW M dW^T) = sum over units g of || W_g - What_g + sum_{j > g} (W_j - What_j) K_jg ||^2_{D_g}
 
 so that unit g is solved as a layer of its own: weights W'_g = W_g + sum_j (W_j - What_j) K_jg,
 moment D_g. In the paper's terms D_g = (L_ii L_ii^T)^-1 with L the Cholesky factor of M^-1; in the
