@@ -138,6 +138,32 @@ struct QuantizedWeight {
   DeviceTensor decoded;
 };
 
+// GPTQ with block transforms (docs/numerics.md, section 8): columns are rounded one after the other
+// and what rounding changes is made up for by those to come.
+struct GptqProblem {
+  TransformKind transform = TransformKind::kIdentity;
+  Solver solver = Solver::kMarginal;
+  int64_t block_size = 32;          // of the transform
+  double transform_damping = 1e-2;  // l, marginal solver
+  uint64_t seed = 0;                // kRandom
+  // Tx to use instead of solving one: host, F32, C/B x B x B. May be null.
+  const Tensor* given_transform = nullptr;
+  BlockOrder order = BlockOrder::kAscending;
+  bool act_order = false;
+  double damping = 1e-2;  // relative to the mean diagonal of the second moment
+  DeviceTensor weight;    // R x C, F64
+  // C x C, F64: E[x x^T], or of the inputs xhat that the quantized layer gets.
+  DeviceTensor second_moment;
+  DeviceTensor cross_moment = {};  // C x C, F64: E[x xhat^T]; empty without drift
+};
+
+struct GptqSolution {
+  TransformSolution transform;
+  QuantizedWeight quantized;
+  double damping = 0.0;  // of the second moment, relative, as used
+  int64_t retries = 0;   // factorizations repeated with more of it
+};
+
 // Sums behind the error report, all measured on decoded results in float64.
 struct WeightError {
   double max_abs = 0.0;      // of dW
@@ -217,6 +243,10 @@ class Backend {
   virtual absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& format,
                                                          const BlockTransform& transform,
                                                          const DeviceTensor& weight) = 0;
+  // Transforms and codes of one layer. INVALID_ARGUMENT where the second moment is not symmetric,
+  // or not positive semidefinite even with its mean diagonal added.
+  virtual absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& format,
+                                                 const GptqProblem& problem) = 0;
   // dW = weight - dequantized against `second_moment` (C x C or C/B x B x B, which stands for the
   // matrix of these diagonal blocks). Without `dequantized` dW = weight, which gives the energies
   // that errors are relative to.

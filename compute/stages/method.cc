@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/stages/gptq.h"
 #include "compute/stages/rtn.h"
 
 namespace quantd::compute {
@@ -31,11 +32,12 @@ absl::StatusOr<const QuantizationMethod*> FindMethod(Method method) {
     case Method::kRtn:
       return &RtnMethod();
     case Method::kGptq:
+      return &GptqMethod();
     case Method::kWaterSic:
     case Method::kHiggs:
       break;
   }
-  return absl::UnimplementedError(absl::StrCat("method: expected rtn; got ", NameOf(method),
+  return absl::UnimplementedError(absl::StrCat("method: expected rtn or gptq; got ", NameOf(method),
                                                ", which this build does not have"));
 }
 

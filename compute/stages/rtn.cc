@@ -44,10 +44,21 @@ absl::StatusOr<LayerSolution> SolveWith(Backend& backend, Stream& stream,
   return solution;
 }
 
-absl::StatusOr<LayerSolution> SearchDamping(Backend& backend, Stream& stream,
-                                            const LayerProblem& problem, const NumberFormat& format,
-                                            absl::FunctionRef<void(absl::string_view)> stage) {
-  std::optional<LayerSolution> best;
+// Whether the recipe leaves the damping of its transform open, and there is something to judge by.
+bool Searches(const LayerProblem& problem) {
+  const Recipe& recipe = problem.recipe;
+  return IsDataAware(recipe.transform) && recipe.solver == Solver::kMarginal &&
+         !recipe.damping.has_value() && !problem.sample.empty();
+}
+
+struct Damped {
+  double damping;
+  LayerSolution solution;
+};
+absl::StatusOr<Damped> SearchDamping(Backend& backend, Stream& stream, const LayerProblem& problem,
+                                     const NumberFormat& format,
+                                     absl::FunctionRef<void(absl::string_view)> stage) {
+  std::optional<Damped> best;
   double least = 0.0;
   for (const double damping : kDampingCandidates) {
     absl::StatusOr<LayerSolution> solution =
@@ -59,7 +70,7 @@ absl::StatusOr<LayerSolution> SearchDamping(Backend& backend, Stream& stream,
     if (!error.ok()) return error.status();
     if (!best.has_value() || error->error < least) {
       least = error->error;
-      best = *std::move(solution);
+      best = Damped{damping, *std::move(solution)};
     }
   }
   return *std::move(best);
@@ -70,17 +81,28 @@ class Rtn final : public QuantizationMethod {
   absl::StatusOr<LayerSolution> Solve(
       Backend& backend, Stream& stream, const LayerProblem& problem,
       absl::FunctionRef<void(absl::string_view)> stage) const override {
-    const Recipe& recipe = problem.recipe;
-    const auto format = NumberFormat::Create(recipe, problem.weight.dim(1));
-    const bool searches = IsDataAware(recipe.transform) && recipe.solver == Solver::kMarginal &&
-                          !recipe.damping.has_value() && !problem.sample.empty();
-    if (searches) return SearchDamping(backend, stream, problem, *format, stage);
-    return SolveWith(backend, stream, problem, *format,
-                     recipe.damping.value_or(kDampingWithoutSample), stage);
+    const auto format = NumberFormat::Create(problem.recipe, problem.weight.dim(1));
+    if (!Searches(problem)) {
+      return SolveWith(backend, stream, problem, *format,
+                       problem.recipe.damping.value_or(kDampingWithoutSample), stage);
+    }
+    absl::StatusOr<Damped> best = SearchDamping(backend, stream, problem, *format, stage);
+    if (!best.ok()) return best.status();
+    return std::move(best->solution);
   }
 };
 
 }  // namespace
+
+absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
+                                            const LayerProblem& problem,
+                                            absl::FunctionRef<void(absl::string_view)> stage) {
+  if (!Searches(problem)) return problem.recipe.damping.value_or(kDampingWithoutSample);
+  const auto format = NumberFormat::Create(problem.recipe, problem.weight.dim(1));
+  absl::StatusOr<Damped> best = SearchDamping(backend, stream, problem, *format, stage);
+  if (!best.ok()) return best.status();
+  return best->damping;
+}
 
 const QuantizationMethod& RtnMethod() {
   static const Rtn method;

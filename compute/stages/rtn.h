@@ -1,5 +1,8 @@
 #pragma once
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "compute/stages/method.h"
 
 namespace quantd::compute {
@@ -8,6 +11,11 @@ namespace quantd::compute {
 // with the marginal solver) tries a few values and keeps the one whose weight+activation error on
 // the sample is least; without a sample it is kDampingWithoutSample.
 const QuantizationMethod& RtnMethod();
+
+// The damping that Solve would use: the recipe's, or the one it would pick.
+absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
+                                            const LayerProblem& problem,
+                                            absl::FunctionRef<void(absl::string_view)> stage);
 
 inline constexpr double kDampingWithoutSample = 1e-2;
 

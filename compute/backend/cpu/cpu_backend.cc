@@ -19,6 +19,7 @@
 #include "compute/backend/cpu/measure.h"
 #include "compute/backend/cpu/moment_accumulator.h"
 #include "compute/backend/cpu/round_to_nearest.h"
+#include "compute/backend/cpu/solve_gptq.h"
 #include "compute/backend/cpu/transform_solver.h"
 #include "compute/backend/cpu/worker_pool.h"
 
@@ -224,6 +225,27 @@ class CpuBackend final : public Backend {
     return CpuRoundToNearest(pool_, stream, format, transform, weight);
   }
 
+  absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& format,
+                                         const GptqProblem& problem) override {
+    if (absl::Status status = CheckMatrix("weight", problem.weight); !status.ok()) return status;
+    const int64_t cols = problem.weight.dim(1);
+    absl::Status status = CheckShape("second_moment", problem.second_moment, cols, cols);
+    if (status.ok() && !problem.cross_moment.empty()) {
+      status = CheckShape("cross_moment", problem.cross_moment, cols, cols);
+    }
+    const bool has_blocks =
+        problem.transform != TransformKind::kIdentity || problem.given_transform != nullptr;
+    if (status.ok() && has_blocks && (problem.block_size < 1 || cols % problem.block_size != 0)) {
+      status = WrongShape("weight", absl::StrCat("a multiple of ", problem.block_size, " columns"),
+                          problem.weight);
+    }
+    if (status.ok() && problem.given_transform != nullptr) {
+      status = CheckGivenTransform(*problem.given_transform, problem.block_size, cols);
+    }
+    if (!status.ok()) return status;
+    return CpuSolveGptq(pool_, stream, format, problem);
+  }
+
   absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                  const DeviceTensor& dequantized,
                                                  const DeviceTensor& second_moment) override {
@@ -383,6 +405,14 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static absl::Status CheckGivenTransform(const Tensor& given, int64_t block_size, int64_t cols) {
+    const std::vector<int64_t> shape = {cols / block_size, block_size, block_size};
+    if (given.dtype() == DType::kF32 && given.shape() == shape) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("transform: expected F32 [", absl::StrJoin(shape, ", "), "]; got ",
+                     NameOf(given.dtype()), " [", absl::StrJoin(given.shape(), ", "), "]"));
+  }
+
   static absl::Status CheckSample(const DeviceTensor& sample, int64_t cols) {
     if (!sample.empty() && sample.shape().size() == 2 && sample.dim(0) >= 1 &&
         sample.dim(1) == cols) {

@@ -66,6 +66,12 @@ void SolveLowerTransposedRight(int64_t m, int64_t n, const double* l, int64_t ld
               l, Int(ldl), b, Int(ldb));
 }
 
+void SolveLowerRight(int64_t m, int64_t n, const double* l, int64_t ldl, double* b, int64_t ldb) {
+  UseOneThread();
+  cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, Int(m), Int(n),
+              1.0, l, Int(ldl), b, Int(ldb));
+}
+
 void SolveLowerTransposed(int64_t n, int64_t m, const double* l, int64_t ldl, double* b,
                           int64_t ldb) {
   UseOneThread();

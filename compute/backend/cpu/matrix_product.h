@@ -26,6 +26,8 @@ void SubtractMultiplyTransposed(int64_t m, int64_t n, int64_t k, const double* a
 void SolveLower(int64_t n, int64_t m, const double* l, int64_t ldl, double* b, int64_t ldb);
 void SolveLowerTransposedRight(int64_t m, int64_t n, const double* l, int64_t ldl, double* b,
                                int64_t ldb);
+// b (m x n) = b l^-1.
+void SolveLowerRight(int64_t m, int64_t n, const double* l, int64_t ldl, double* b, int64_t ldb);
 // b (n x m) = l^-T b.
 void SolveLowerTransposed(int64_t n, int64_t m, const double* l, int64_t ldl, double* b,
                           int64_t ldb);

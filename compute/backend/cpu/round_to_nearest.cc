@@ -7,6 +7,7 @@
 #include "compute/backend/cpu/block_product.h"
 #include "compute/backend/cpu/host_memory.h"
 #include "compute/backend/cpu/quantize_rows.h"
+#include "compute/backend/cpu/quantized_matrix.h"
 
 namespace quantd::compute {
 namespace {
@@ -26,22 +27,6 @@ void TransformRows(WorkerPool& pool, const Stream& stream, const BlockTransform&
                   to + b * cols);
     }
   });
-}
-
-absl::StatusOr<EncodedMatrix> NewEncoded(const NumberFormat& format, int64_t rows, int64_t cols) {
-  const ScaleGrid grid = format.grid();
-  absl::StatusOr<Tensor> codes =
-      Tensor::Create(format.packed_dtype(), {rows, cols * format.element_bits() / 8});
-  if (!codes.ok()) return codes.status();
-  absl::StatusOr<Tensor> scales =
-      Tensor::Create(format.scale_dtype(),
-                     {(rows + grid.rows - 1) / grid.rows, (cols + grid.cols - 1) / grid.cols});
-  if (!scales.ok()) return scales.status();
-  return EncodedMatrix{.rows = rows,
-                       .cols = cols,
-                       .codes = *std::move(codes),
-                       .scales = *std::move(scales),
-                       .global_scale = std::nullopt};
 }
 
 // Replaces the transformed weights by what their codes decode to and stores the codes.

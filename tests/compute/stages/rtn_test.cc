@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "compute/backend/registry.h"
+#include "compute/stages/gptq.h"
 
 namespace quantd::compute {
 namespace {
@@ -70,7 +71,7 @@ class RtnTest : public testing::Test {
 
 TEST_F(RtnTest, FindMethodKnowsWhatIsBuilt) {
   EXPECT_EQ(FindMethod(Method::kRtn).value(), &RtnMethod());
-  EXPECT_EQ(FindMethod(Method::kGptq).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(FindMethod(Method::kGptq).value(), &GptqMethod());
   EXPECT_EQ(FindMethod(Method::kWaterSic).status().code(), absl::StatusCode::kUnimplemented);
 }
 

@@ -79,7 +79,7 @@ TEST_F(JobRulesTest, LimitsHold) {
 
 TEST_F(JobRulesTest, MethodsThatAreNotThereAreRefused) {
   job_.layers = {Layer("a", 64, 64)};
-  job_.layers[0].recipe.method = compute::Method::kGptq;
+  job_.layers[0].recipe.method = compute::Method::kHiggs;
   EXPECT_TRUE(absl::IsUnimplemented(Prepare()));
 }
 

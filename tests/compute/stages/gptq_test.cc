@@ -1,0 +1,165 @@
+#include "compute/stages/gptq.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "compute/backend/registry.h"
+#include "compute/stages/rtn.h"
+
+namespace quantd::compute {
+namespace {
+
+using testing::HasSubstr;
+
+class GptqTest : public testing::Test {
+ protected:
+  static constexpr int64_t kRows = 40;
+  static constexpr int64_t kCols = 64;
+  static constexpr int64_t kTokens = 160;
+
+  GptqTest() {
+    std::mt19937 generator(1);
+    std::normal_distribution<double> normal;
+    Tensor w = Tensor::Create(DType::kF64, {kRows, kCols}).value();
+    for (double& value : w.as<double>()) value = normal(generator);
+    Tensor x = Tensor::Create(DType::kF64, {kTokens, kCols}).value();
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const double shared = normal(generator);
+      for (int64_t c = 0; c < kCols; ++c) {
+        x.as<double>()[t * kCols + c] = (normal(generator) + shared) * (c % 9 == 0 ? 15 : 1);
+      }
+    }
+    problem_.weight = backend_->Upload(*stream_, w).value();
+    problem_.sample = backend_->Upload(*stream_, x).value();
+    problem_.outputs = backend_->ComputeOutputs(*stream_, problem_.weight, problem_.sample).value();
+    SetMoment([&](int64_t i, int64_t j) {
+      double sum = 0.0;
+      for (int64_t t = 0; t < kTokens; ++t) {
+        sum += x.as<double>()[t * kCols + i] * x.as<double>()[t * kCols + j] / kTokens;
+      }
+      return sum;
+    });
+  }
+
+  template <typename Entry>
+  void SetMoment(const Entry& entry) {
+    Tensor full = Tensor::Create(DType::kF64, {kCols, kCols}).value();
+    Tensor blocks = Tensor::Create(DType::kF64, {kCols / 32, 32, 32}).value();
+    for (int64_t i = 0; i < kCols; ++i) {
+      for (int64_t j = 0; j < kCols; ++j) {
+        full.as<double>()[i * kCols + j] = entry(i, j);
+        if (i / 32 == j / 32) blocks.as<double>()[i * 32 + j % 32] = entry(i, j);
+      }
+    }
+    problem_.full_moment = backend_->Upload(*stream_, full).value();
+    problem_.block_moment = backend_->Upload(*stream_, blocks).value();
+  }
+
+  absl::StatusOr<LayerSolution> Try(Recipe recipe) {
+    recipe.method = Method::kGptq;
+    problem_.recipe = ResolveRecipe(recipe).value();
+    return GptqMethod().Solve(*backend_, *stream_, problem_,
+                              [this](absl::string_view stage) { stages_.emplace_back(stage); });
+  }
+  LayerSolution Solve(const Recipe& recipe) {
+    auto solution = Try(recipe);
+    EXPECT_TRUE(solution.ok()) << solution.status();
+    return *std::move(solution);
+  }
+  double Error(const LayerSolution& solution) {
+    const auto format = NumberFormat::Create(problem_.recipe, kCols);
+    return backend_
+        ->MeasureOutputError(*stream_, *format, solution.transform.transform, solution.decoded,
+                             problem_.sample, problem_.outputs)
+        ->error;
+  }
+
+  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
+  LayerProblem problem_;
+  std::vector<std::string> stages_;
+};
+
+TEST_F(GptqTest, IsBelowRoundToNearestOnWeightsAndActivations) {
+  for (const TransformKind kind :
+       {TransformKind::kIdentity, TransformKind::kHadamard, TransformKind::kRandom,
+        TransformKind::kWus, TransformKind::kWush}) {
+    const double error = Error(Solve({.transform = kind}));
+    const Recipe rtn = ResolveRecipe({.transform = kind}).value();
+    problem_.recipe = rtn;
+    const LayerSolution rounded =
+        RtnMethod().Solve(*backend_, *stream_, problem_, [](absl::string_view) {}).value();
+    EXPECT_LT(error, Error(rounded)) << NameOf(kind);
+  }
+}
+
+TEST_F(GptqTest, TellsOutcomeAndDamping) {
+  const LayerSolution solution = Solve({.gptq = {.damping = 0.05}});
+  EXPECT_EQ(solution.outcome, Outcome::kExact);
+  EXPECT_EQ(solution.damping, 0.05);
+  EXPECT_EQ(solution.retries, 0);
+  EXPECT_THAT(stages_, testing::ElementsAre("quantize"));
+}
+
+// The transform's damping is the one that RTN would have picked.
+TEST_F(GptqTest, AutomaticTransformDampingIsRtns) {
+  const LayerSolution automatic = Solve({.transform = TransformKind::kWush});
+  EXPECT_THAT(stages_, testing::Contains("transform"));
+  problem_.recipe = ResolveRecipe({.transform = TransformKind::kWush}).value();
+  const double picked =
+      PickTransformDamping(*backend_, *stream_, problem_, [](absl::string_view) {}).value();
+  const LayerSolution fixed = Solve({.transform = TransformKind::kWush, .damping = picked});
+  EXPECT_EQ(Error(automatic), Error(fixed));
+  problem_.sample = DeviceTensor();
+  problem_.outputs = DeviceTensor();
+  EXPECT_EQ(PickTransformDamping(*backend_, *stream_, problem_, [](absl::string_view) {}).value(),
+            picked);  // the recipe has it now
+}
+
+TEST_F(GptqTest, SingularMomentIsDampedAndSaysSo) {
+  SetMoment([](int64_t, int64_t) { return 1.0; });
+  const LayerSolution solution = Solve({.gptq = {.damping = 0.0}});
+  EXPECT_EQ(solution.outcome, Outcome::kDamped);
+  EXPECT_GT(solution.damping, 0.0);
+  EXPECT_GE(solution.retries, 1);
+}
+
+TEST_F(GptqTest, IndefiniteMomentFallsBackOnlyWhenAllowed) {
+  SetMoment([](int64_t i, int64_t j) { return i == j ? 1.0 : (i + j == 9 ? 40.0 : 0.0); });
+  const absl::Status refused = Try({.transform = TransformKind::kHadamard}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("second_moment: expected a positive"));
+  const LayerSolution solution =
+      Solve({.transform = TransformKind::kHadamard, .gptq = {.allow_rtn_fallback = true}});
+  EXPECT_EQ(solution.outcome, Outcome::kFallbackRtn);
+  problem_.recipe.method = Method::kRtn;
+  problem_.recipe.gptq = {};
+  const LayerSolution rtn =
+      RtnMethod().Solve(*backend_, *stream_, problem_, [](absl::string_view) {}).value();
+  EXPECT_EQ(Error(solution), Error(rtn));
+}
+
+TEST_F(GptqTest, SaysWhichMomentsItMisses) {
+  const absl::Status drift = Try({.gptq = {.asymmetric = true}}).status();
+  EXPECT_EQ(drift.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(drift.message()), HasSubstr("second_moment_hat and a cross_moment"));
+  problem_.full_moment = DeviceTensor();
+  const absl::Status full = Try({}).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("full second moment"));
+}
+
+TEST_F(GptqTest, AsymmetricWithoutDriftIsGptq) {
+  const double plain = Error(Solve({.transform = TransformKind::kHadamard}));
+  problem_.second_moment_hat = problem_.full_moment;
+  problem_.cross_moment = problem_.full_moment;
+  EXPECT_EQ(plain,
+            Error(Solve({.transform = TransformKind::kHadamard, .gptq = {.asymmetric = true}})));
+}
+
+}  // namespace
+}  // namespace quantd::compute
