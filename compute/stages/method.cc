@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/stages/gptq.h"
 #include "compute/stages/rtn.h"
+#include "compute/stages/watersic.h"
 
 namespace quantd::compute {
 
@@ -34,11 +35,12 @@ absl::StatusOr<const QuantizationMethod*> FindMethod(Method method) {
     case Method::kGptq:
       return &GptqMethod();
     case Method::kWaterSic:
+      return &WaterSicMethod();
     case Method::kHiggs:
       break;
   }
-  return absl::UnimplementedError(absl::StrCat("method: expected rtn or gptq; got ", NameOf(method),
-                                               ", which this build does not have"));
+  return absl::UnimplementedError(absl::StrCat("method: expected rtn, gptq or watersic; got ",
+                                               NameOf(method), ", which this build does not have"));
 }
 
 }  // namespace quantd::compute

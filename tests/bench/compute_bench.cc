@@ -204,18 +204,19 @@ void BenchRtn(Backend& backend, Format format, int64_t size) {
         {{"gigaweights_per_second", 1e-9 * size * size / seconds}});
 }
 
-void BenchPipeline(Backend& backend, int64_t size) {
+// A whole layer: upload, solve, pack (for WaterSIC with its bitstream), report.
+void BenchPipeline(Backend& backend, const std::string& name, const Recipe& given, int64_t size) {
   const Tensor weight = Random(DType::kBF16, {size, size}, 4);
   const Tensor x = Random(DType::kBF16, {4096, size}, 5);
   auto accumulator = backend.NewAccumulator({.cols = size}, nullptr).value();
   const absl::Status added = accumulator->Add("bench", 0, DType::kBF16, 4096, x.bytes());
   if (!added.ok()) std::fprintf(stderr, "%s\n", added.ToString().c_str());
   const SecondMoment statistic = accumulator->Snapshot().value();
-  const Recipe recipe =
-      ResolveRecipe({.format = Format::kMxfp4, .transform = TransformKind::kWush}).value();
+  const Recipe recipe = ResolveRecipe(given).value();
   const LayerInput layer = {.name = "bench", .weight = &weight};
   std::map<std::string, double> stages;
   int64_t peak_bytes = 0;
+  double bits = 0.0;
   const double seconds = MedianSeconds([&] {
     auto results = QuantizeLayers(backend, recipe, {&layer, 1}, {.second_moment = &statistic},
                                   nullptr, nullptr);
@@ -225,9 +226,10 @@ void BenchPipeline(Backend& backend, int64_t size) {
     }
     stages = results->front().report.seconds;
     peak_bytes = results->front().report.peak_bytes;
+    bits = results->front().report.bits_per_weight;
   });
-  Print("pipeline_mxfp4_wush_" + std::to_string(size), seconds, "s",
-        {{"seconds_by_stage", stages}, {"peak_bytes", peak_bytes}});
+  Print("pipeline_" + name + "_" + std::to_string(size), seconds, "s",
+        {{"seconds_by_stage", stages}, {"peak_bytes", peak_bytes}, {"bits_per_weight", bits}});
 }
 
 // The bitstream of a layer whose columns spread over two octaves around `deviation`.
@@ -281,13 +283,22 @@ void Run(bool quick) {
     if (quick && size > 1536) continue;
     for (const double deviation : {0.5, 2.0, 8.0}) BenchIntegerCoder(size, deviation);
   }
-  for (const int64_t size : {384, 768, 1536}) BenchPipeline(*backend, size);
+  for (const int64_t size : {384, 768, 1536}) {
+    BenchPipeline(*backend, "mxfp4_wush",
+                  {.format = Format::kMxfp4, .transform = TransformKind::kWush}, size);
+  }
+  for (const int64_t size : {384, 768, 1536, 3072}) {
+    if (quick && size > 1536) continue;
+    BenchPipeline(*backend, "watersic_3bit",
+                  {.format = Format::kEntropyCoded, .method = Method::kWaterSic, .rate_bits = 3.0},
+                  size);
+  }
 }
 
 }  // namespace
 }  // namespace quantd::compute
 
-// --quick leaves the 4096-column cases out.
+// --quick leaves the largest cases out.
 int main(int argc, char** argv) {
   quantd::compute::Run(argc > 1 && std::string(argv[1]) == "--quick");
   return 0;
