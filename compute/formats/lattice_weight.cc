@@ -148,6 +148,24 @@ absl::StatusOr<Packed> FindAll(absl::Span<const NamedTensor> tensors, int64_t ro
 
 }  // namespace
 
+absl::StatusOr<std::vector<double>> LatticeWeight::AsStored(absl::Span<const double> scales) {
+  const absl::StatusOr<int> shift = StoredShift("scales", scales);
+  if (!shift.ok()) return shift.status();
+  const absl::StatusOr<std::vector<uint16_t>> stored = Store("scales", scales, *shift);
+  if (!stored.ok()) return stored.status();
+  std::vector<double> rounded;
+  rounded.reserve(stored->size());
+  for (const uint16_t scale : *stored) {
+    rounded.push_back(std::ldexp(double{F16ToFloat(scale)}, -*shift));
+  }
+  return rounded;
+}
+
+int64_t LatticeWeight::SideBits(int64_t rows, int64_t cols, int64_t dead) {
+  const auto index_bytes = static_cast<int64_t>(SizeOf(IndexType(cols)));
+  return 16 * (rows + cols - dead) + 8 * index_bytes * dead + 32;
+}
+
 absl::StatusOr<std::shared_ptr<const LatticeWeight>> LatticeWeight::Create(Parts parts) {
   const int64_t live = parts.cols - static_cast<int64_t>(parts.dead_columns.size());
   absl::Status status = CheckDeadColumns(parts.dead_columns, parts.cols);

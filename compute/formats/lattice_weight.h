@@ -32,6 +32,12 @@ class LatticeWeight final : public EncodedWeight {
   // decode. INVALID_ARGUMENT where the parts do not fit each other or are not finite.
   static absl::StatusOr<std::shared_ptr<const LatticeWeight>> Create(Parts parts);
 
+  // Scales as a reader will decode them: float16 beside a power of two. INVALID_ARGUMENT where one is
+  // not finite.
+  static absl::StatusOr<std::vector<double>> AsStored(absl::Span<const double> scales);
+  // Bits that Pack stores beside the codes of a layer: scales, the global, dead columns.
+  static int64_t SideBits(int64_t rows, int64_t cols, int64_t dead);
+
   // Reads packed tensors of untrusted origin. INVALID_ARGUMENT for tensors that are missing or do
   // not fit rows x cols, DATA_LOSS for contents that do not fit each other. Allocates no more than
   // the bytes that came can stand for: 8192 weights each.

@@ -10,6 +10,7 @@
 
 #include "compute/backend/registry.h"
 #include "compute/stages/gptq.h"
+#include "compute/stages/watersic.h"
 
 namespace quantd::compute {
 namespace {
@@ -72,7 +73,7 @@ class RtnTest : public testing::Test {
 TEST_F(RtnTest, FindMethodKnowsWhatIsBuilt) {
   EXPECT_EQ(FindMethod(Method::kRtn).value(), &RtnMethod());
   EXPECT_EQ(FindMethod(Method::kGptq).value(), &GptqMethod());
-  EXPECT_EQ(FindMethod(Method::kWaterSic).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(FindMethod(Method::kWaterSic).value(), &WaterSicMethod());
 }
 
 TEST_F(RtnTest, TellsItsStages) {
