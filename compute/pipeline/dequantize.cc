@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/formats/grid_weight.h"
 #include "compute/formats/lattice_weight.h"
 #include "compute/formats/number_format.h"
 #include "compute/formats/tensor_lookup.h"
@@ -96,16 +97,19 @@ absl::StatusOr<Tensor> DequantizeLattice(absl::Span<const NamedTensor> tensors, 
   return DequantizeByRows(**weight);
 }
 
+absl::StatusOr<Tensor> DequantizeGrid(const Recipe& recipe, absl::Span<const NamedTensor> tensors,
+                                      int64_t rows, int64_t cols) {
+  const auto weight = GridWeight::Unpack(GridSpecOf(recipe), tensors, rows, cols);
+  if (!weight.ok()) return weight.status();
+  return DequantizeByRows(**weight);
+}
+
 }  // namespace
 
 absl::StatusOr<Tensor> DequantizeResult(absl::Span<const NamedTensor> tensors,
                                         absl::string_view recipe_json) {
   absl::StatusOr<Recipe> recipe = RecipeFromJson(recipe_json);
   if (!recipe.ok()) return recipe.status();
-  if (recipe->method == Method::kHiggs) {
-    return absl::UnimplementedError(absl::StrCat("method: ", NameOf(recipe->method),
-                                                 " results cannot be decoded by this build"));
-  }
   absl::StatusOr<const Tensor*> shape = FindTensor(tensors, "weight_shape", DType::kI64, {2});
   if (!shape.ok()) return shape.status();
   const int64_t rows = (*shape)->as<int64_t>()[0];
@@ -113,6 +117,7 @@ absl::StatusOr<Tensor> DequantizeResult(absl::Span<const NamedTensor> tensors,
   if (absl::Status status = CheckGeometry(*recipe, rows, cols); !status.ok()) return status;
 
   if (recipe->method == Method::kWaterSic) return DequantizeLattice(tensors, rows, cols);
+  if (recipe->method == Method::kHiggs) return DequantizeGrid(*recipe, tensors, rows, cols);
   const auto format = NumberFormat::Create(*recipe, cols);
   absl::StatusOr<EncodedMatrix> encoded = Gather(tensors, *format, rows, cols);
   if (!encoded.ok()) return encoded.status();

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compute/stages/gptq.h"
+#include "compute/stages/higgs.h"
 #include "compute/stages/rtn.h"
 #include "compute/stages/watersic.h"
 
@@ -37,10 +38,10 @@ absl::StatusOr<const QuantizationMethod*> FindMethod(Method method) {
     case Method::kWaterSic:
       return &WaterSicMethod();
     case Method::kHiggs:
-      break;
+      return &HiggsMethod();
   }
-  return absl::UnimplementedError(absl::StrCat("method: expected rtn, gptq or watersic; got ",
-                                               NameOf(method), ", which this build does not have"));
+  return absl::UnimplementedError(absl::StrCat("method: number ", static_cast<int>(method),
+                                               ", which this build does not have"));
 }
 
 }  // namespace quantd::compute

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quantd import dtypes, formats
 from quantd.errors import InvalidArgument
+from quantd.grid import decode_grid
 from quantd.lattice import decode_lattice
 from quantd.recipe import Recipe
 
@@ -134,6 +135,8 @@ class QuantizedLayer:
     def _decode(self) -> NDArray[np.float64]:
         if self.recipe.method == "watersic":
             return decode_lattice(self.tensors, *self.shape)
+        if self.recipe.method == "higgs":
+            return decode_grid(self.recipe, self.tensors, *self.shape)
         global_scale = self.tensors.get("weight_global_scale")
         return formats.decode(
             self.recipe,

@@ -19,7 +19,10 @@ constexpr int64_t kRows = 33;
 constexpr int64_t kCols = 70;
 
 std::string LatticeRecipe() {
-  return ToJson(ResolveRecipe({.method = Method::kWaterSic, .rate_bits = 2.0}).value());
+  return ToJson(
+      ResolveRecipe(
+          {.format = Format::kEntropyCoded, .method = Method::kWaterSic, .rate_bits = 2.0})
+          .value());
 }
 
 std::shared_ptr<const LatticeWeight> SomeLattice(double scale) {

@@ -10,6 +10,7 @@
 
 #include "compute/backend/registry.h"
 #include "compute/stages/gptq.h"
+#include "compute/stages/higgs.h"
 #include "compute/stages/watersic.h"
 
 namespace quantd::compute {
@@ -74,6 +75,8 @@ TEST_F(RtnTest, FindMethodKnowsWhatIsBuilt) {
   EXPECT_EQ(FindMethod(Method::kRtn).value(), &RtnMethod());
   EXPECT_EQ(FindMethod(Method::kGptq).value(), &GptqMethod());
   EXPECT_EQ(FindMethod(Method::kWaterSic).value(), &WaterSicMethod());
+  EXPECT_EQ(FindMethod(Method::kHiggs).value(), &HiggsMethod());
+  EXPECT_TRUE(absl::IsUnimplemented(FindMethod(static_cast<Method>(99)).status()));
 }
 
 TEST_F(RtnTest, TellsItsStages) {
