@@ -133,7 +133,8 @@ TEST(GridWeight, UnpackChecksEveryTensor) {
   };
   EXPECT_EQ(unpacked([](auto&) {}), "");
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_THAT(unpacked([i](auto& tensors) { tensors[i].name += "_other"; }), HasSubstr("missing"));
+    EXPECT_THAT(unpacked([i](auto& tensors) { tensors[i].name += "_other"; }),
+                HasSubstr("missing"));
     EXPECT_THAT(unpacked([i](auto& tensors) {
                   tensors[i].tensor = *Tensor::Create(DType::kU8, {1, 1, 1});
                 }),
