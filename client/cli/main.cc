@@ -118,7 +118,7 @@ void AddServerOptions(CLI::App* app, Arguments* arguments) {
 void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
   const char* group = "Recipe";
   AddNamed(command, "--format", &recipe->format, compute::ParseFormat,
-           "mxfp4, nvfp4, int4, int8 or fp8; watersic and higgs have their own")
+           "mxfp4, nvfp4, int2, int3, int4, int8 or fp8; watersic and higgs have their own")
       ->group(group);
   AddNamed(command, "--transform", &recipe->transform, compute::ParseTransform,
            "identity (default), hadamard, random, wus or wush")
@@ -131,12 +131,14 @@ void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
       ->group(group);
   AddNamed(command, "--scale_rule", &recipe->scale_rule, compute::ParseScaleRule,
            "How scales are chosen; the default and the choice depend on the format: ocp, noclip "
-           "(mxfp4); amax, mse (nvfp4); absmax, compressed-tensors, gaussian-mse (int4, int8)")
+           "(mxfp4); amax, mse (nvfp4); absmax, compressed-tensors, gaussian-mse (int2 to int8)")
       ->group(group);
   AddNamed(command, "--granularity", &recipe->granularity, compute::ParseGranularity,
            "What shares a scale: group, row or block-128x128")
       ->group(group);
-  command->add_option("--group_size", recipe->group_size, "Columns that share a scale (int4, int8)")
+  command
+      ->add_option("--group_size", recipe->group_size,
+                   "Columns that share a scale (int2 to int8, higgs)")
       ->type_name("N")
       ->group(group);
   command

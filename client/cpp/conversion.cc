@@ -37,7 +37,7 @@ constexpr Enum PreviousOf(Wire value) {
 }
 
 static_assert(Same(NextOf<v1::Format>(compute::Format::kMxfp4), v1::MXFP4) &&
-              Same(NextOf<v1::Format>(compute::Format::kGaussianGrid), v1::GAUSSIAN_GRID));
+              Same(NextOf<v1::Format>(compute::Format::kInt3), v1::INT3));
 static_assert(Same(NextOf<v1::Transform>(compute::TransformKind::kIdentity), v1::IDENTITY) &&
               Same(NextOf<v1::Transform>(compute::TransformKind::kWush), v1::WUSH));
 static_assert(Same(NextOf<v1::Method>(compute::Method::kRtn), v1::RTN) &&

@@ -26,9 +26,12 @@ class IntegerFormat final : public NumberFormat {
         low_(-std::ldexp(1.0, bits - 1)),
         high_(std::ldexp(1.0, bits - 1) - 1.0),
         // The largest bf16 below 2^(129 - bits): the largest code times it is a finite float32.
-        largest_scale_((2.0 - 0x1p-7) * std::ldexp(1.0, 128 - bits)) {}
+        largest_scale_((2.0 - 0x1p-7) * std::ldexp(1.0, 128 - bits)) {
+    if (bits < 4) wide_ = CreateIntegerFormat(8, group, ScaleRule::kAbsmax);
+  }
 
   ScaleGrid grid() const override { return {1, group_}; }
+  const NumberFormat& activation_format() const override { return wide_ ? *wide_ : *this; }
   int element_bits() const override { return bits_; }
   DType scale_dtype() const override { return DType::kBF16; }
   DType packed_dtype() const override { return DType::kU8; }
@@ -106,6 +109,7 @@ class IntegerFormat final : public NumberFormat {
   const double low_;
   const double high_;
   const double largest_scale_;
+  std::unique_ptr<const NumberFormat> wide_;  // of activations, where they are not as narrow
 };
 
 }  // namespace

@@ -86,6 +86,10 @@ std::unique_ptr<const NumberFormat> NumberFormat::Create(const Recipe& resolved,
       return CreateMxfp4Format(rule);
     case Format::kNvfp4:
       return CreateNvfp4Format(rule);
+    case Format::kInt2:
+      return CreateIntegerFormat(2, group, rule);
+    case Format::kInt3:
+      return CreateIntegerFormat(3, group, rule);
     case Format::kInt4:
       return CreateIntegerFormat(4, group, rule);
     case Format::kInt8:

@@ -39,7 +39,7 @@ class NumberFormat {
   // and stored scales, but with the scale rule that runs on the fly, token by token. Lives as long
   // as this object.
   virtual const NumberFormat& activation_format() const { return *this; }
-  virtual int element_bits() const = 0;    // 4 or 8
+  virtual int element_bits() const = 0;    // 2, 3, 4 or 8
   virtual DType scale_dtype() const = 0;   // as stored
   virtual DType packed_dtype() const = 0;  // of weight_packed: U8, or F8_E4M3
   // Bits of the element's and the scale's mantissa, for the predicted loss of FP formats (WUSH,
@@ -69,13 +69,14 @@ class NumberFormat {
 struct EncodedMatrix {
   int64_t rows = 0;
   int64_t cols = 0;
-  Tensor codes;   // weight_packed: rows x cols*bits/8, even element in the low nibble
+  Tensor codes;   // weight_packed: rows x cols*bits/8
   Tensor scales;  // weight_scale: ceil(rows/grid.rows) x ceil(cols/grid.cols)
   std::optional<float> global_scale;
 };
 
-// Codes, one byte an element, to packed bytes and back; `bits` is 4 or 8 and `count` even for 4.
-// INT4 codes are two's complement nibbles, INT8 two's complement bytes.
+// Codes, one byte an element, to packed bytes and back: a little-endian stream of `bits` (2, 3, 4
+// or 8) a code, so that element 0 has the lowest bits of byte 0. The codes fill whole bytes.
+// Integers are in two's complement of that many bits.
 void PackCodes(absl::Span<const uint8_t> codes, int bits, std::byte* packed);
 void UnpackCodes(const std::byte* packed, int bits, absl::Span<uint8_t> codes);
 

@@ -25,9 +25,19 @@ absl::Status Bad(const Parts&... parts) {
 bool IsMethodsOwn(Format format) {
   return format == Format::kEntropyCoded || format == Format::kGaussianGrid;
 }
-bool IsInt(Format format) { return format == Format::kInt4 || format == Format::kInt8; }
+bool IsInt(Format format) {
+  return format == Format::kInt2 || format == Format::kInt3 || format == Format::kInt4 ||
+         format == Format::kInt8;
+}
 bool IsDataAware(TransformKind kind) {
   return kind == TransformKind::kWus || kind == TransformKind::kWush;
+}
+
+// Rows of packed codes end with a byte.
+int64_t ColumnsOfWholeBytes(Format format) {
+  if (format == Format::kInt2) return 4;
+  if (format == Format::kInt3) return 8;
+  return format == Format::kInt4 ? 2 : 1;
 }
 
 absl::Status CheckFormat(Recipe& r) {
@@ -56,6 +66,10 @@ absl::Status ResolveScaleRule(Recipe& r) {
       r.scale_rule = ScaleRule::kMse;
     } else {
       r.scale_rule = IsInt(r.format) ? ScaleRule::kAbsmax : ScaleRule::kAmax;
+      // With few codes, spending them on the largest magnitude is far from optimal.
+      if (r.format == Format::kInt2 || r.format == Format::kInt3) {
+        r.scale_rule = ScaleRule::kGaussianMse;
+      }
     }
     return absl::OkStatus();
   }
@@ -66,6 +80,8 @@ absl::Status ResolveScaleRule(Recipe& r) {
       expected = "ocp or noclip";
       fits = r.scale_rule == ScaleRule::kOcp || r.scale_rule == ScaleRule::kNoclip;
       break;
+    case Format::kInt2:
+    case Format::kInt3:
     case Format::kInt4:
     case Format::kInt8:
       expected = "absmax, compressed-tensors or gaussian-mse";
@@ -104,6 +120,8 @@ absl::Status ResolveGranularity(Recipe& r) {
       expected = "group";
       fits = r.granularity == Granularity::kGroup;
       break;
+    case Format::kInt2:
+    case Format::kInt3:
     case Format::kInt4:
     case Format::kInt8:
       expected = "group or row";
@@ -253,8 +271,10 @@ absl::Status CheckGeometry(const Recipe& resolved, int64_t rows, int64_t cols) {
     return Bad("weight: expected a multiple of group_size ", resolved.group_size, " columns for ",
                NameOf(resolved.format), "; got ", cols);
   }
-  if (resolved.format == Format::kInt4 && cols % 2 != 0) {
-    return Bad("weight: expected an even number of columns for int4; got ", cols);
+  const int64_t step = ColumnsOfWholeBytes(resolved.format);
+  if (cols % step != 0) {
+    return Bad("weight: expected a multiple of ", step, " columns for ", NameOf(resolved.format),
+               "; got ", cols);
   }
   if (resolved.transform != TransformKind::kIdentity && cols % resolved.transform_block_size != 0) {
     return Bad("weight: expected a multiple of transform_block_size ",

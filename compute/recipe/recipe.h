@@ -18,6 +18,8 @@ enum class Format {
   kFp8,
   kEntropyCoded,  // WaterSIC: integers on a grid of one spacing a column, under an entropy code
   kGaussianGrid,  // HIGGS: points of a grid that is optimal for Gaussian values
+  kInt2,
+  kInt3,
 };
 enum class TransformKind { kIdentity, kHadamard, kRandom, kWus, kWush };
 enum class Method { kRtn, kGptq, kWaterSic, kHiggs };

@@ -7,8 +7,8 @@ namespace quantd::compute {
 namespace {
 
 // Index = enumerator.
-constexpr std::array<absl::string_view, 7> kFormats = {
-    "mxfp4", "nvfp4", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid"};
+constexpr std::array<absl::string_view, 9> kFormats = {
+    "mxfp4", "nvfp4", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid", "int2", "int3"};
 constexpr std::array<absl::string_view, 5> kTransforms = {"identity", "hadamard", "random", "wus",
                                                           "wush"};
 constexpr std::array<absl::string_view, 4> kMethods = {"rtn", "gptq", "watersic", "higgs"};

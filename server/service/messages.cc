@@ -26,7 +26,7 @@ constexpr EnumTable<v1::DType, compute::DType, 4> kDTypes = {{
     {v1::F16, compute::DType::kF16},
     {v1::BF16, compute::DType::kBF16},
 }};
-constexpr EnumTable<v1::Format, compute::Format, 7> kFormats = {{
+constexpr EnumTable<v1::Format, compute::Format, 9> kFormats = {{
     {v1::MXFP4, compute::Format::kMxfp4},
     {v1::NVFP4, compute::Format::kNvfp4},
     {v1::INT4, compute::Format::kInt4},
@@ -34,6 +34,8 @@ constexpr EnumTable<v1::Format, compute::Format, 7> kFormats = {{
     {v1::FP8, compute::Format::kFp8},
     {v1::ENTROPY_CODED, compute::Format::kEntropyCoded},
     {v1::GAUSSIAN_GRID, compute::Format::kGaussianGrid},
+    {v1::INT2, compute::Format::kInt2},
+    {v1::INT3, compute::Format::kInt3},
 }};
 constexpr EnumTable<v1::Transform, compute::TransformKind, 5> kTransforms = {{
     {v1::IDENTITY, compute::TransformKind::kIdentity},
@@ -188,7 +190,8 @@ absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Rec
   } else if (const auto implied = compute::ImpliedFormat(recipe.method); implied.has_value()) {
     recipe.format = *implied;
   } else {
-    return InvalidField(path("format"), "expected MXFP4, NVFP4, INT4, INT8 or FP8, got none");
+    return InvalidField(path("format"),
+                        "expected MXFP4, NVFP4, INT2, INT3, INT4, INT8 or FP8, got none");
   }
   if (message.transform() != v1::TRANSFORM_UNSPECIFIED) {
     const auto transform = FromEnum(kTransforms, path("transform"), message.transform());

@@ -58,6 +58,8 @@ RECIPES = [
     quantd.Recipe("nvfp4", "identity", scale_rule="amax"),
     quantd.Recipe("int4", "wus", group_size=64),
     quantd.Recipe("int4", "random", scale_rule="compressed-tensors", seed=7),
+    quantd.Recipe("int3", "wush", granularity="row"),
+    quantd.Recipe("int2", "hadamard"),
     quantd.Recipe("int8", "identity", scale_rule="gaussian-mse", granularity="row"),
     quantd.Recipe("fp8", "identity"),
     quantd.Recipe("fp8", "hadamard", granularity="block-128x128"),

@@ -48,7 +48,7 @@ def _quantize(quantctl: Tool, server: Server, out: Path, *arguments: object, **m
     return quantctl("--server", server.address, "quantize", *arguments, "--out", out, **more)
 
 
-@pytest.mark.parametrize("fmt", ["mxfp4", "nvfp4", "int4", "int8", "fp8"])
+@pytest.mark.parametrize("fmt", ["mxfp4", "nvfp4", "int2", "int3", "int4", "int8", "fp8"])
 @pytest.mark.parametrize("transform", ["identity", "hadamard", "random", "wus", "wush"])
 def test_quantize_and_dequantize(
     server: Server,

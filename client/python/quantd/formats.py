@@ -7,7 +7,7 @@ the codes chosen for activations are the server's.
 |---|---|---|
 | mxfp4 | E2M1 | E8M0 a group of 32; rule `noclip` divides it by a global 3 |
 | nvfp4 | E2M1 | E4M3 a group of 16, divided by one global scale a tensor |
-| int4, int8 | two's complement | bfloat16 a group or row |
+| int2, int3, int4, int8 | two's complement | bfloat16 a group or row |
 | fp8 | E4M3 | float32 a row or 128 x 128 block |
 """
 
@@ -38,12 +38,20 @@ OCP_CODES = (0, 252)
 
 #: Step of the mean-squared-error optimal uniform quantizer of a unit Gaussian, in units of
 #: 2/(2^b - 1): WUSH, arXiv 2512.00956.
-GAUSSIAN_MSE_FACTOR = {4: 2.51393, 8: 3.88494}
+GAUSSIAN_MSE_FACTOR = {2: 1.49353, 3: 2.05107, 4: 2.51393, 8: 3.88494}
 
 #: Axes of one cell in the result of `_grouped`.
 _WITHIN_CELL = (1, 3)
 
-_ELEMENT_BITS: dict[Format | None, int] = {"mxfp4": 4, "nvfp4": 4, "int4": 4, "int8": 8, "fp8": 8}
+_ELEMENT_BITS: dict[Format | None, int] = {
+    "mxfp4": 4,
+    "nvfp4": 4,
+    "int2": 2,
+    "int3": 3,
+    "int4": 4,
+    "int8": 8,
+    "fp8": 8,
+}
 
 
 def _e4m3_values() -> Float64:
@@ -67,17 +75,16 @@ E4M3_VALUES: Float64 = _e4m3_values()
 
 
 def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """One code a byte: R x C*bits/8 to R x C. The even element is in the low nibble."""
+    """One code a byte: R x C*bits/8 to R x C. Element 0 has the lowest bits of byte 0."""
     if bits == 8:
         return packed
-    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
-    codes[..., 0::2] = packed & 15
-    codes[..., 1::2] = packed >> 4
-    return codes
+    stream = np.unpackbits(packed, axis=-1, bitorder="little")
+    weights = (1 << np.arange(bits)).astype(np.uint8)
+    return (stream.reshape(*packed.shape[:-1], -1, bits) * weights).sum(-1, dtype=np.uint8)
 
 
 def element_values(format: Format | None, scale_rule: ScaleRule | None) -> Float64:
-    """What each code stands for, before the scale: 16 or 256 values."""
+    """What each code stands for, before the scale: 2^bits values."""
     if format in ("mxfp4", "nvfp4"):
         return E2M1_VALUES
     if format == "fp8":
@@ -131,9 +138,11 @@ def fake_quantize(values: NDArray[Any], recipe: Recipe) -> Float64:
     """`values` (N x C) rounded to what the recipe's format can hold, scales taken from `values`.
 
     This is dynamic quantization of activations, one token a row: groups of columns a row (of 128
-    columns where weights share scales in 128 x 128 blocks), and where the format has a global
-    scale, one for all of `values`. Finite inputs give finite outputs.
+    columns where weights share scales in 128 x 128 blocks; in 8 bits with int2 and int3), and where
+    the format has a global scale, one for all of `values`. Finite inputs give finite outputs.
     """
+    if recipe.format in ("int2", "int3"):
+        recipe = dataclasses.replace(recipe, format="int8", scale_rule="absmax")
     if recipe.granularity == "block-128x128":
         recipe = dataclasses.replace(recipe, granularity="group", group_size=128)
     matrix = np.atleast_2d(np.asarray(values, np.float64))

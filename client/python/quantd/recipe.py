@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from quantd.errors import FieldViolation, InvalidArgument
 from quantd.v1 import recipe_pb2
 
-Format = Literal["mxfp4", "nvfp4", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid"]
+Format = Literal[
+    "mxfp4", "nvfp4", "int2", "int3", "int4", "int8", "fp8", "entropy-coded", "gaussian-grid"
+]
 Transform = Literal["identity", "hadamard", "random", "wus", "wush"]
 Method = Literal["rtn", "gptq", "watersic", "higgs"]
 Solver = Literal["marginal", "conditional"]

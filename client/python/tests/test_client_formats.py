@@ -60,7 +60,7 @@ def test_every_e4m3_code() -> None:
             assert values[code] == float(float_of_bits(code, 4, 3, 7))
 
 
-@pytest.mark.parametrize(("format", "bits"), [("int4", 4), ("int8", 8)])
+@pytest.mark.parametrize(("format", "bits"), [("int2", 2), ("int3", 3), ("int4", 4), ("int8", 8)])
 def test_every_integer_code(format: Any, bits: int) -> None:
     signed = [code - (1 << bits) if code >> (bits - 1) else code for code in range(1 << bits)]
     assert signed == list(element_values(format, "absmax"))
@@ -214,7 +214,7 @@ def test_fake_quantize_fp8_by_row() -> None:
         assert np.array_equal(quantized[row], expected)
 
 
-@pytest.mark.parametrize("format", ["mxfp4", "nvfp4", "int4", "int8", "fp8"])
+@pytest.mark.parametrize("format", ["mxfp4", "nvfp4", "int2", "int3", "int4", "int8", "fp8"])
 def test_fake_quantize_extremes_stay_finite(format: Any) -> None:
     x = np.zeros((4, 64))
     x[1] = 1e-44

@@ -101,6 +101,10 @@ std::vector<Case> AllCases() {
       {"Mxfp4Noclip", Resolved(Format::kMxfp4, ScaleRule::kNoclip), 0.02},
       {"Nvfp4Amax", Resolved(Format::kNvfp4, ScaleRule::kAmax), 0.012},
       {"Nvfp4Mse", Resolved(Format::kNvfp4, ScaleRule::kMse), 0.009},
+      {"Int2GaussianMse", Resolved(Format::kInt2, ScaleRule::kGaussianMse), 0.14},
+      {"Int2CompressedTensors", Resolved(Format::kInt2, ScaleRule::kCompressedTensors), 0.35},
+      {"Int3GaussianMse", Resolved(Format::kInt3, ScaleRule::kGaussianMse), 0.045},
+      {"Int3Absmax", Resolved(Format::kInt3, ScaleRule::kAbsmax), 0.08},
       {"Int4Absmax", Resolved(Format::kInt4, ScaleRule::kAbsmax), 0.015},
       {"Int4CompressedTensors", Resolved(Format::kInt4, ScaleRule::kCompressedTensors), 0.013},
       {"Int4GaussianMse", Resolved(Format::kInt4, ScaleRule::kGaussianMse), 0.013},
@@ -134,6 +138,7 @@ TEST_P(EveryFormat, EveryCodeDecodesAndRoundsToItselfAndPacksExactly) {
     const bool nan = format_->packed_dtype() == DType::kF8E4M3 && (code & 0x7f) == 0x7f;
     codes.push_back(nan ? 0 : static_cast<uint8_t>(code));
   }
+  while (codes.size() * bits % 8 != 0) codes.push_back(0);
   const auto count = static_cast<int64_t>(codes.size());
   for (double scale : {1.0, 0x1p-9, 3.0 / 7.0}) {
     std::vector<double> values(count);
@@ -392,6 +397,16 @@ TEST(Fp8, NanElementsAreRefused) {
   std::vector<double> values(16);
   EXPECT_THAT(DecodeMatrix(*format, encoded, absl::MakeSpan(values)).ToString(),
               HasSubstr("NaN at element 3"));
+}
+
+TEST(Packing, CodesAreALittleEndianStreamOfBits) {
+  const std::vector<uint8_t> codes = {1, 2, 3, 4, 5, 6, 7, 0};
+  std::vector<std::byte> packed(3);
+  PackCodes(codes, 3, packed.data());  // 0o07654321
+  EXPECT_THAT(packed, ElementsAre(std::byte{0xd1}, std::byte{0x58}, std::byte{0x1f}));
+  packed.resize(1);
+  PackCodes({3, 0, 1, 2}, 2, packed.data());
+  EXPECT_THAT(packed, ElementsAre(std::byte{0x93}));
 }
 
 TEST(Packing, EvenElementsAreInTheLowNibble) {

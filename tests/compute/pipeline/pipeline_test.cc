@@ -29,8 +29,8 @@ constexpr int64_t kRows = 96;
 constexpr int64_t kCols = 128;
 constexpr int64_t kTokens = 300;
 
-constexpr Format kFormats[] = {Format::kMxfp4, Format::kNvfp4, Format::kInt4, Format::kInt8,
-                               Format::kFp8};
+constexpr Format kFormats[] = {Format::kMxfp4, Format::kNvfp4, Format::kInt2, Format::kInt3,
+                               Format::kInt4,  Format::kInt8,  Format::kFp8};
 constexpr TransformKind kTransforms[] = {TransformKind::kIdentity, TransformKind::kHadamard,
                                          TransformKind::kRandom, TransformKind::kWus,
                                          TransformKind::kWush};

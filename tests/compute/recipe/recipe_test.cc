@@ -12,8 +12,8 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr Format kFormats[] = {Format::kMxfp4, Format::kNvfp4, Format::kInt4, Format::kInt8,
-                               Format::kFp8};
+constexpr Format kFormats[] = {Format::kMxfp4, Format::kNvfp4, Format::kInt2, Format::kInt3,
+                               Format::kInt4,  Format::kInt8,  Format::kFp8};
 constexpr TransformKind kTransforms[] = {TransformKind::kIdentity, TransformKind::kHadamard,
                                          TransformKind::kRandom, TransformKind::kWus,
                                          TransformKind::kWush};
@@ -129,7 +129,10 @@ TEST(CheckGeometryTest, ColumnsHaveToFit) {
   const Recipe rows =
       ResolveRecipe({.format = Format::kInt4, .granularity = Granularity::kRow}).value();
   EXPECT_TRUE(CheckGeometry(rows, 3, 50).ok());
-  EXPECT_THAT(CheckGeometry(rows, 3, 51).message(), HasSubstr("even"));
+  EXPECT_THAT(CheckGeometry(rows, 3, 51).message(), HasSubstr("multiple of 2"));
+  const Recipe int3 =
+      ResolveRecipe({.format = Format::kInt3, .granularity = Granularity::kRow}).value();
+  EXPECT_THAT(CheckGeometry(int3, 3, 50).message(), HasSubstr("multiple of 8"));
   const Recipe rotated = ResolveRecipe({.format = Format::kInt4,
                                         .transform = TransformKind::kHadamard,
                                         .granularity = Granularity::kRow})
