@@ -1,8 +1,10 @@
-"""The demo's picture: what each transform does to every layer, and to the model's sentences."""
+"""The demo's pictures: what each transform does to every layer, and to the model's sentences; and
+what each method makes of 2, 3 and 4 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,81 @@ def draw(
     figure.suptitle(
         f"all-MiniLM-L6-v2, {len(layers)} linear {noun} with 4-bit weights and activations,"
         f" {sentences} held-out sentences",
+        fontsize=15,
+        fontweight="bold",
+        x=0.012,
+        ha="left",
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the whole model: means over its layers."""
+
+    bits: float  # a weight, everything stored included
+    error: float  # relative output error, weights alone
+    similarity: float  # median cosine similarity with the exact model
+    limit_bits: float | None  # what no code can go below at this error
+
+
+METHOD_COLOURS = {"rtn": "#9a9a9a", "higgs": "#009e73", "gptq": "#e69f00", "watersic": "#0072b2"}
+METHOD_LABELS = {
+    "rtn": "round to nearest",
+    "higgs": "HIGGS (no data)",
+    "gptq": "GPTQ",
+    "watersic": "WaterSIC",
+}
+
+
+def draw_rate_distortion(path: Path, curves: Mapping[str, Sequence[Point]]) -> None:
+    """Writes the plot of error and of the model's similarity over bits a weight, by method, with
+    the limit of rate-distortion theory beside the errors."""
+    figure, (errors, sentences) = plt.subplots(
+        1, 2, figsize=(13, 5.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    )
+    for method, points in curves.items():
+        style = {"color": METHOD_COLOURS[method], "marker": "o", "lw": 2, "ms": 6}
+        bits = [point.bits for point in points]
+        errors.plot(bits, [point.error for point in points], **style)
+        sentences.plot(bits, [1 - point.similarity for point in points], **style)
+        for axes, value in ((errors, points[-1].error), (sentences, 1 - points[-1].similarity)):
+            axes.annotate(
+                METHOD_LABELS[method],
+                (bits[-1], value),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=METHOD_COLOURS[method],
+                fontweight="bold",
+            )
+    limits = [(p.limit_bits, p.error) for p in curves["watersic"] if p.limit_bits is not None]
+    if limits:
+        errors.plot(*zip(*limits, strict=True), color="black", ls="--", lw=1.5)
+        errors.annotate(
+            "limit",
+            limits[0],
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+        )
+    for axes in (errors, sentences):
+        axes.set_yscale("log")
+        axes.set_xlabel("bits a weight, scales and tables included")
+        axes.margins(x=0.14)
+        _finish(axes)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.yaxis.set_minor_locator(NullLocator())
+    errors.set_ylabel("relative output error of a layer (geometric mean)")
+    errors.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    errors.yaxis.set_major_formatter(FuncFormatter(_percent))
+    sentences.yaxis.set_major_locator(FixedLocator([1 - tick for tick in SIMILARITY_TICKS]))
+    sentences.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.5g}"))
+    sentences.set_ylabel("embeddings' cosine similarity with fp32 (median; down is better)")
+    figure.suptitle(
+        "all-MiniLM-L6-v2, weights alone quantized",
         fontsize=15,
         fontweight="bold",
         x=0.012,

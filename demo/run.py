@@ -1,7 +1,9 @@
 """Quantizes all-MiniLM-L6-v2 through a running quantd server, and shows what it does to the model.
 
 Calibration runs once: the real inputs of every linear layer are streamed to the server, which keeps
-their second moments. All nine settings (3 formats x 3 transforms) then use the same statistics.
+their second moments. All settings then use the same statistics: 4-bit weights and activations by
+round to nearest and by GPTQ with different transforms, and weights alone at 2, 3 and 4 bits by
+round to nearest, HIGGS, GPTQ and WaterSIC.
 """
 
 from __future__ import annotations
@@ -26,32 +28,77 @@ import local_server
 import numpy as np
 import plot
 import quantd
-from model import Array, Encoder, LinearLayer
+from model import Array, Encoder, Linear, LinearLayer
 from numpy.typing import NDArray
 from sentences import calibration_sentences, held_out_sentences
 from tqdm import tqdm
 
-FORMATS: tuple[quantd.recipe.Format, ...] = ("mxfp4", "nvfp4", "int4")
-TRANSFORMS: tuple[quantd.recipe.Transform, ...] = ("identity", "hadamard", "wush")
-METHOD: quantd.recipe.Method = "rtn"
 FIGURES = (
     "relative_output_error_weight_only",
     "relative_output_error_weight_and_activation",
     "bits_per_weight",
 )
+THEORY = ("waterfilling_limit_bits", "waterfilling_gap_bits")
+#: Columns that share a scale at 2, 3 and 4 bits: GPTQ's usual choice, an eighth of a bit a weight.
+GROUP_SIZE = 128
+SCALE_BITS = 16 / GROUP_SIZE
 
 
 @dataclass(frozen=True)
 class Setting:
     """One way to quantize the model."""
 
-    format: quantd.recipe.Format
-    transform: quantd.recipe.Transform
+    recipe: quantd.Recipe
+    #: 2, 3 or 4 where weights alone are compared at equal bits.
+    bits: int | None = None
 
     @property
-    def recipe(self) -> quantd.Recipe:
-        """What the server is asked for."""
-        return quantd.Recipe(self.format, self.transform, METHOD)
+    def format(self) -> str:
+        """As in the table: methods with a format of their own have none."""
+        return self.recipe.format or "-"
+
+    @property
+    def name(self) -> str:
+        """Of its job."""
+        parts = [self.recipe.method, self.recipe.format, self.recipe.transform]
+        return "MiniLM " + " ".join(p for p in (*parts, self.bits and f"{self.bits} bits") if p)
+
+    def model_layer(self, layer: quantd.QuantizedLayer) -> Linear:
+        """What replaces a layer of the model: activations are quantized as the format says, or not
+        at all where weights alone are compared."""
+        if self.bits is None:
+            return layer
+        return lambda x: layer(x, quantize_activations=False)
+
+
+FORMATS: tuple[quantd.recipe.Format, ...] = ("mxfp4", "nvfp4", "int4")
+TRANSFORMS: tuple[quantd.recipe.Transform, ...] = ("identity", "hadamard", "wush")
+INTEGERS: dict[int, quantd.recipe.Format] = {2: "int2", 3: "int3", 4: "int4"}
+
+FOUR_BIT = [
+    Setting(quantd.Recipe(format, transform, method))
+    for method in ("rtn", "gptq")
+    for format in FORMATS
+    for transform in TRANSFORMS
+]
+WEIGHT_ONLY = [
+    setting
+    for bits, integer in INTEGERS.items()
+    for setting in (
+        Setting(quantd.Recipe(integer, group_size=GROUP_SIZE), bits),
+        Setting(
+            quantd.Recipe(method="higgs", rate_bits=bits, grid_dimension=2, group_size=GROUP_SIZE),
+            bits,
+        ),
+        Setting(quantd.Recipe(integer, method="gptq", group_size=GROUP_SIZE), bits),
+        Setting(quantd.Recipe(method="watersic", rate_bits=bits + SCALE_BITS), bits),
+    )
+]
+
+
+Results = Sequence[Mapping[str, Any]]
+#: Cosine similarity of each held-out sentence's embedding with that of the exact model.
+Similarities = dict[Setting, NDArray[np.floating[Any]]]
 
 
 def main() -> int:
@@ -70,9 +117,13 @@ def main() -> int:
             results, similarities = judge(client, encoder, jobs)
         write_summary(arguments.out, results, similarities)
         print_table(results, similarities)
-        print_order(results)
-        plot.draw(arguments.out / "plot.png", results, similarities)
-        print(f"\nWritten to {arguments.out}: summary.json, embedding_similarity.json, plot.png")
+        print_transform_order(results)
+        print_method_order(results)
+        draw(arguments.out, results, similarities)
+        print(
+            f"\nWritten to {arguments.out}: summary.json, embedding_similarity.json, plot.png,"
+            " rate_distortion.png"
+        )
         print(f"{time.monotonic() - begin:.0f} s in all.")
         if arguments.keep_server:
             print_farewell(server)
@@ -174,12 +225,11 @@ def submit(client: quantd.Client, layers: Sequence[LinearLayer]) -> dict[Setting
         for layer in layers
     ]
     jobs: dict[Setting, quantd.Job] = {}
-    settings = [Setting(format, transform) for format in FORMATS for transform in TRANSFORMS]
+    settings = FOUR_BIT + WEIGHT_ONLY
     total = len(settings) * sum(layer.weight.nbytes for layer in layers)
     with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, leave=False) as bar:
         for setting in settings:
-            name = f"MiniLM {setting.format} {setting.transform}"
-            job = client.create_job(setting.recipe, specs, display_name=name)
+            job = client.create_job(setting.recipe, specs, display_name=setting.name)
             for layer in layers:
                 client.upload_weights(job, layer.name, layer.weight)
                 bar.update(layer.weight.nbytes)
@@ -193,18 +243,18 @@ def submit(client: quantd.Client, layers: Sequence[LinearLayer]) -> dict[Setting
 
 def judge(
     client: quantd.Client, encoder: Encoder, jobs: Mapping[Setting, quantd.Job]
-) -> tuple[list[dict[str, Any]], dict[plot.Setting, NDArray[np.floating[Any]]]]:
+) -> tuple[list[dict[str, Any]], Similarities]:
     """Fetches each job's results once it is done, and runs the quantized model on sentences that it
     was not calibrated on, while the server works on the jobs after it."""
     begin = time.monotonic()
     results: list[dict[str, Any]] = []
-    similarities: dict[plot.Setting, NDArray[np.floating[Any]]] = {}
+    similarities: Similarities = {}
     sentences = held_out_sentences()
     exact = encoder.encode(sentences)
     total = sum(len(job.layers) for job in jobs.values())
     with tqdm(total=total, desc="quantizing", unit="layer", leave=False) as bar:
         for setting, job in jobs.items():
-            bar.set_postfix_str(f"{setting.format} {setting.transform}")
+            bar.set_postfix_str(setting.name.removeprefix("MiniLM "))
             finished = wait(client, job, bar)
             quantized = {
                 layer.layer_id: client.fetch(job, layer.layer_id) for layer in finished.layers
@@ -213,15 +263,22 @@ def judge(
                 {
                     "layer": layer.layer_id,
                     "format": setting.format,
-                    "transform": setting.transform,
-                    "method": METHOD,
-                    **{figure: quantized[layer.layer_id].report[figure] for figure in FIGURES},
+                    "transform": setting.recipe.transform,
+                    "method": setting.recipe.method,
+                    "weight_only_bits": setting.bits,
+                    **{
+                        figure: quantized[layer.layer_id].report[figure]
+                        for figure in FIGURES + THEORY
+                    },
                     "seconds": layer.device_seconds,
                 }
                 for layer in finished.layers
             ]
-            embeddings = encoder.encode(sentences, replace=quantized)
-            similarities[setting.format, setting.transform] = np.sum(exact * embeddings, axis=1)
+            embeddings = encoder.encode(
+                sentences,
+                replace={name: setting.model_layer(layer) for name, layer in quantized.items()},
+            )
+            similarities[setting] = np.sum(exact * embeddings, axis=1)
     print(
         f"Quantized and fetched {len(results)} layers, and ran {len(jobs)} quantized models on"
         f" {len(sentences)} held-out sentences: {time.monotonic() - begin:.1f} s"
@@ -237,75 +294,137 @@ def wait(client: quantd.Client, job: quantd.Job, bar: tqdm[Any]) -> quantd.Job:
     return client.wait(job)  # has ended: raises where a layer failed
 
 
-def write_summary(
-    out: Path,
-    results: list[dict[str, Any]],
-    similarities: Mapping[plot.Setting, NDArray[np.floating[Any]]],
-) -> None:
+def write_summary(out: Path, results: list[dict[str, Any]], similarities: Similarities) -> None:
     """summary.json: a row a layer and setting; embedding_similarity.json: a row a setting."""
     (out / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
     rows = [
         {
-            "format": format,
-            "transform": transform,
-            "method": METHOD,
+            "format": setting.format,
+            "transform": setting.recipe.transform,
+            "method": setting.recipe.method,
+            "weight_only_bits": setting.bits,
             "cosine_similarity_mean": float(values.mean()),
             "cosine_similarity_median": float(np.median(values)),
             "cosine_similarity_min": float(values.min()),
             "sentences": len(values),
         }
-        for (format, transform), values in similarities.items()
+        for setting, values in similarities.items()
     ]
     (out / "embedding_similarity.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def print_table(
-    results: Sequence[Mapping[str, Any]],
-    similarities: Mapping[plot.Setting, NDArray[np.floating[Any]]],
-) -> None:
+def rows_of(results: Results, setting: Setting) -> list[Mapping[str, Any]]:
+    """The layers of one setting."""
+    recipe = setting.recipe
+    key = (setting.format, recipe.transform, recipe.method, setting.bits)
+    return [
+        row
+        for row in results
+        if (row["format"], row["transform"], row["method"], row["weight_only_bits"]) == key
+    ]
+
+
+def draw(out: Path, results: Results, similarities: Similarities) -> None:
+    """Both pictures."""
+    rtn = [s for s in FOUR_BIT if s.recipe.method == "rtn" and s in similarities]
+    plot.draw(
+        out / "plot.png",
+        [row for setting in rtn for row in rows_of(results, setting)],
+        {(s.format, s.recipe.transform): similarities[s] for s in rtn},
+    )
+    curves: dict[str, list[plot.Point]] = {}
+    for setting in WEIGHT_ONLY:
+        rows = rows_of(results, setting)
+        points = curves.setdefault(setting.recipe.method, [])
+        limits = [row["waterfilling_limit_bits"] for row in rows]
+        points.append(
+            plot.Point(
+                bits=float(np.mean([row["bits_per_weight"] for row in rows])),
+                error=geometric_mean(column(rows, FIGURES[0])),
+                similarity=float(np.median(similarities[setting])),
+                limit_bits=float(np.mean(limits)) if None not in limits else None,
+            )
+        )
+    plot.draw_rate_distortion(out / "rate_distortion.png", curves)
+
+
+def print_table(results: Results, similarities: Similarities) -> None:
     """One line a setting: errors are geometric means over the layers."""
     print(
-        "\n                    relative output error, %     bits a   device   cosine similarity\n"
-        "format  transform   weights   with activations   weight        s     mean       min\n"
-        + "-"
-        * 84
+        "\n                             relative output error, %     bits a   device"
+        "   cosine similarity\n"
+        "method   format  transform   weights   with activations   weight        s"
+        "     mean       min\n" + "-" * 93
     )
-    for (format, transform), values in similarities.items():
-        rows = [r for r in results if (r["format"], r["transform"]) == (format, transform)]
-        weight_only, both, bits = (np.array([r[figure] for r in rows]) for figure in FIGURES)
+    group: tuple[str, int | None] | None = None
+    for setting, values in similarities.items():
+        rows = rows_of(results, setting)
+        if group not in (None, (setting.format if setting.bits is None else "", setting.bits)):
+            print()
+        group = (setting.format if setting.bits is None else "", setting.bits)
+        both = (
+            f"{100 * geometric_mean(column(rows, FIGURES[1])):18.3f}"
+            if setting.bits is None
+            else f"{'-':>18}"
+        )
         print(
-            f"{format:<7} {transform:<9} {100 * geometric_mean(weight_only):9.3f}"
-            f" {100 * geometric_mean(both):18.3f} {bits.mean():8.3f}"
+            f"{setting.recipe.method:<8} {setting.format:<7} {setting.recipe.transform:<9}"
+            f" {100 * geometric_mean(column(rows, FIGURES[0])):9.3f} {both}"
+            f" {column(rows, FIGURES[2]).mean():8.3f}"
             f" {sum(r['seconds'] for r in rows):8.2f} {values.mean():8.5f} {values.min():9.5f}"
         )
-        if transform == TRANSFORMS[-1]:
-            print()
 
 
-def print_order(results: Sequence[Mapping[str, Any]]) -> None:
+def print_transform_order(results: Results) -> None:
     """On how many layers the transforms come out in the expected order, and where not."""
-    figure = "relative_output_error_weight_and_activation"
-    for format in FORMATS:
-        errors: dict[str, dict[str, float]] = {}
-        for row in results:
-            if row["format"] == format:
-                errors.setdefault(row["layer"], {})[row["transform"]] = row[figure]
-        exceptions = {
-            layer: e
-            for layer, e in errors.items()
-            if not e["wush"] < e["hadamard"] <= e["identity"]
-        }
-        below = sum(e["wush"] < min(e["hadamard"], e["identity"]) for e in errors.values())
-        print(
-            f"{format}: WUSH < Hadamard <= identity on {len(errors) - len(exceptions)} of"
-            f" {len(errors)} layers (WUSH lowest on {below})"
-        )
-        if format == "mxfp4":
-            for layer, e in exceptions.items():
+    print()
+    for method in ("rtn", "gptq"):
+        for format in FORMATS:
+            errors = {
+                setting.recipe.transform: by_layer(results, setting, FIGURES[1])
+                for setting in FOUR_BIT
+                if setting.format == format and setting.recipe.method == method
+            }
+            below = {layer: e < errors["hadamard"][layer] for layer, e in errors["wush"].items()}
+            lowest = sum(
+                e == min(values[layer] for values in errors.values())
+                for layer, e in errors["wush"].items()
+            )
+            print(
+                f"{method} {format}: WUSH below Hadamard on {sum(below.values())} of {len(below)}"
+                f" layers, lowest of the three on {lowest}"
+            )
+            for layer in [layer for layer, is_below in below.items() if not is_below]:
                 print(
                     f"  not on {layer}: "
-                    + ", ".join(f"{transform} {100 * e[transform]:.3f} %" for transform in e)
+                    + ", ".join(f"{t} {100 * e[layer]:.3f} %" for t, e in errors.items())
                 )
+
+
+def print_method_order(results: Results) -> None:
+    """WaterSIC beside GPTQ at equal bits."""
+    for bits in INTEGERS:
+        errors = {
+            setting.recipe.method: by_layer(results, setting, FIGURES[0])
+            for setting in WEIGHT_ONLY
+            if setting.bits == bits
+        }
+        ratios = np.array([e / errors["gptq"][layer] for layer, e in errors["watersic"].items()])
+        print(
+            f"{bits + SCALE_BITS:.3f} bits, weights alone: WaterSIC below GPTQ on"
+            f" {np.sum(ratios < 1)} of {len(ratios)} layers; error of WaterSIC / GPTQ"
+            f" {geometric_mean(ratios):.2f}, at most {ratios.max():.2f}"
+        )
+
+
+def by_layer(results: Results, setting: Setting, figure: str) -> dict[str, float]:
+    """A figure of one setting by the layer's name."""
+    return {row["layer"]: row[figure] for row in rows_of(results, setting)}
+
+
+def column(rows: Sequence[Mapping[str, Any]], figure: str) -> NDArray[np.float64]:
+    """A figure of each row."""
+    return np.array([row[figure] for row in rows], np.float64)
 
 
 def geometric_mean(values: NDArray[np.float64]) -> float:
