@@ -60,6 +60,7 @@ Statistics::~Statistics() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    stop_.Signal();
   }
   ticker_.join();
 }
@@ -69,7 +70,8 @@ void Statistics::TickStreams() {
     std::vector<std::shared_ptr<ActivationStream>> streams;
     {
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kTick)) return;
+      if (!stopping_) stop_.WaitWithTimeout(&mutex_, kTick);
+      if (stopping_) return;
       for (const auto& [key, live] : live_) {
         for (const auto& [id, stream] : live.streams) {
           if (stream != nullptr) streams.push_back(stream);

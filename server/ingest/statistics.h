@@ -95,6 +95,7 @@ class Statistics {
   std::map<StatisticKey, Live> live_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, int> streams_by_tenant_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::CondVar stop_;
   std::thread ticker_;
 };
 

@@ -13,6 +13,7 @@ Executor::~Executor() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    changed_.SignalAll();
   }
   for (std::thread& thread : threads_) thread.join();
 }
@@ -20,6 +21,7 @@ Executor::~Executor() {
 void Executor::Post(std::function<void()> task) {
   absl::MutexLock lock(&mutex_);
   tasks_.push_back(std::move(task));
+  changed_.Signal();
 }
 
 void Executor::Work() {
@@ -27,10 +29,7 @@ void Executor::Work() {
     std::function<void()> task;
     {
       absl::MutexLock lock(&mutex_);
-      const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stopping_ || !tasks_.empty();
-      };
-      mutex_.Await(absl::Condition(&ready));
+      while (!stopping_ && tasks_.empty()) changed_.Wait(&mutex_);
       if (tasks_.empty()) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();

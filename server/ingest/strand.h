@@ -22,7 +22,10 @@ class Executor {
  private:
   void Work();
 
+  // A condition variable rather than Mutex::Await, whose conditions other threads evaluate where
+  // ThreadSanitizer does not see them hold the lock.
   absl::Mutex mutex_;
+  absl::CondVar changed_;
   std::deque<std::function<void()>> tasks_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;

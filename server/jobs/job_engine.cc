@@ -507,10 +507,12 @@ void JobEngine::Drain(absl::Time deadline) {
     absl::MutexLock lock(&mutex_);
     draining_ = true;
     wake_.SignalAll();
-    const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return std::count(busy_.begin(), busy_.end(), 1) == 0;
+    const auto running = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return std::count(busy_.begin(), busy_.end(), 1) > 0;
     };
-    if (!mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline)) {
+    while (running() && !wake_.WaitWithDeadline(&mutex_, deadline)) {
+    }
+    if (running()) {
       for (auto& [key, live] : live_) {
         for (auto& [group, running] : live.running) running->cancel.Cancel();
       }

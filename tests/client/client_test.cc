@@ -66,6 +66,7 @@ class ClientTest : public testing::Test {
   }
 
   std::string DurableBytes() {
+    const std::lock_guard lock(state_->mutex);
     std::string all;
     int64_t expected = 1;
     for (const auto& [seq, data] : state_->durable) {

@@ -206,19 +206,21 @@ TEST_F(IngestTest, CommitsReplaceTheirSnapshot) {
   auto stream = statistics_->Open(declaration);
   ASSERT_TRUE(stream.ok());
   absl::Mutex mutex;
+  absl::CondVar progressed;
   int64_t durable = 0;
   ActivationListener listener;
   listener.progressed = [&](const ActivationAck& ack) {
     absl::MutexLock lock(&mutex);
     durable = ack.durable_seq;
+    progressed.Signal();
   };
   (*stream)->SetListener(std::move(listener));
   for (int seq = 1; seq <= 5; ++seq) {
     ASSERT_TRUE((*stream)->Push(Chunk(seq, 16)).ok());
     (*stream)->Flush();
     absl::MutexLock lock(&mutex);
-    const auto reached = [&] { return durable == seq; };
-    ASSERT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(30)));
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    while (durable != seq) ASSERT_FALSE(progressed.WaitWithDeadline(&mutex, deadline)) << seq;
   }
   ASSERT_TRUE(Finish(*stream, declaration).ok());
   const auto files = blobs_->List();
