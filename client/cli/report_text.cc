@@ -73,6 +73,13 @@ std::string FormatReport(absl::string_view layer, absl::string_view report_json)
                   Figure(report, "bits_per_weight_transform"), "), tokens ",
                   Figure(report, "tokens"), ", computed in ", ComputeSeconds(report), " on ",
                   Text(report, "device"), "\n");
+  if (const auto limit = report.find("waterfilling_limit_bits");
+      limit != report.end() && limit->is_number()) {
+    absl::StrAppend(&text, "waterfilling limit at this error ",
+                    Figure(report, "waterfilling_limit_bits"), " bits, gap ",
+                    Figure(report, "waterfilling_gap_bits"), "; GPTQ's predicted extra gap ",
+                    Figure(report, "gptq_predicted_gap_bits"), "\n");
+  }
   return text;
 }
 

@@ -107,6 +107,8 @@ TEST_F(RateReportTest, WaterSicMeetsItsRateAndIsComparedWithTheLimit) {
     const Tensor decoded = DequantizeResult(result.tensors, report.recipe_json).value();
     ExpectTheory(report, AsMatrix(weight_), AsMatrix(decoded));
     EXPECT_GT(*report.waterfilling_gap_bits, 0.25);
+    const Recipe recipe = RecipeFromJson(report.recipe_json).value();
+    EXPECT_LE(report.peak_bytes, EstimateLayer(recipe, kRows, kCols, true).peak_bytes);
     EXPECT_FALSE(report.relative_output_error_weight_and_activation.has_value());
     EXPECT_FALSE(report.relative_drift_error.has_value());
   }

@@ -319,6 +319,26 @@ TEST_F(WaterSicTest, RatesThatCannotBeMetNameTheRange) {
   ExpectRefused(absl::StatusCode::kInvalidArgument, "got 3.000");
 }
 
+// Headers and states weigh more than the weights of such layers: what they can have is an answer.
+TEST_F(WaterSicTest, TinyAndThinLayersComeOutOrNameTheirRange) {
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 300}, {300, 1}, {5, 7}, {40, 3}}) {
+    const Matrix x = Tokens(50, cols, 3);
+    SetLayer(rows, cols, Normal(rows * cols, 1), Moment(50, x, x));
+    for (const double bits : {2.0, 15.0}) {
+      SetRate(bits);
+      const absl::StatusOr<LayerSolution> solution = TrySolve();
+      if (solution.ok()) {
+        const double granularity = 512.0 / static_cast<double>(rows * cols);
+        EXPECT_NEAR(StoredBits(*solution, {rows}), bits, granularity) << rows << "x" << cols;
+      } else {
+        EXPECT_EQ(solution.status().code(), absl::StatusCode::kInvalidArgument);
+        EXPECT_THAT(solution.status().message(), HasSubstr("a rate that this layer can have"));
+      }
+    }
+  }
+}
+
 TEST_F(WaterSicTest, SingularMomentsAreSolvedExactly) {
   const Matrix few = Tokens(10, kCols, 3);
   SetLayer(kRows, kCols, Normal(kRows * kCols, 1), Moment(10, few, few));
