@@ -23,6 +23,14 @@ constexpr int64_t kTileRows = 128;   // rows of W in a piece
 constexpr int64_t kTileCols = 192;   // side of a tile of C x C
 constexpr int kMaxRidgeRetries = 3;  // a second moment that is indefinite by rounding
 
+// sums[c] += weight * the dot product of column c of `a` and of `b`, both `height` x `width`.
+void AddDots(int64_t width, int64_t height, const double* a, int64_t lda, const double* b,
+             int64_t ldb, double weight, double* sums) {
+  for (int64_t r = 0; r < height; ++r) {
+    for (int64_t c = 0; c < width; ++c) sums[c] += weight * a[r * lda + c] * b[r * ldb + c];
+  }
+}
+
 // Fits What = diag(t) Z diag(alpha g) to the layer; see Backend::FitLatticeScales. W0 = Z
 // diag(alpha) is kept transposed, C x R.
 class Fit {
@@ -79,21 +87,27 @@ class Fit {
     pool_.ParallelFor(0, rows_, kTileRows, [&](int64_t b, int64_t e) {
       const int64_t width = e - b;
       std::vector<double> columns(cols_ * width);
-      std::vector<double> product(cols_ * width);
       for (int64_t c = 0; c < cols_; ++c) {
         for (int64_t r = 0; r < width; ++r) {
           columns[c * width + r] = factor[c] * base_[c * rows_ + b + r];
         }
       }
-      Multiply(cols_, width, cols_, moment, cols_, columns.data(), width, product.data(), width);
       std::fill(energy_.begin() + b, energy_.begin() + e, 0.0);
       std::fill(agreement_.begin() + b, agreement_.begin() + e, 0.0);
-      for (int64_t c = 0; c < cols_; ++c) {
-        for (int64_t r = 0; r < width; ++r) {
-          const double value = columns[c * width + r];
-          energy_[b + r] += value * product[c * width + r];
-          agreement_[b + r] += value * correlation[c * rows_ + b + r];
-        }
+      AddDots(width, cols_, columns.data(), width, correlation + b, rows_, 1.0,
+              agreement_.data() + b);
+      // x^T M x of a symmetric M: twice what is left of the diagonal blocks, and the blocks.
+      std::vector<double> product(kTileCols * width);
+      for (int64_t i = 0; i < cols_; i += kTileCols) {
+        const int64_t height = std::min(kTileCols, cols_ - i);
+        const double* rows = columns.data() + i * width;
+        const auto add = [&](int64_t from, int64_t count, double weight) {
+          Multiply(height, width, count, moment + i * cols_ + from, cols_,
+                   columns.data() + from * width, width, product.data(), width);
+          AddDots(width, height, rows, width, product.data(), width, weight, energy_.data() + b);
+        };
+        if (i > 0) add(0, i, 2.0);
+        add(i, height, 1.0);
       }
     });
     scale_ = 1.0;
