@@ -86,18 +86,32 @@ class Stream {
   const CancelFlag* cancel_;
 };
 
-// Sums x x^T of streamed chunks on the device. Folds every kSliceTokens tokens, whatever the chunk
-// sizes, so the same tokens in the same order give the same bits. Relative Frobenius error against
-// float64: <= 1e-6. Used by one thread at a time.
+// Tokens to accumulate, as rows. `data` is x, for the paired kinds xhat.
+struct TokenChunk {
+  DType dtype = DType::kF32;                // of data and paired; a float dtype
+  int64_t tokens = 0;                       // >= 1
+  absl::Span<const std::byte> data = {};    // tokens x cols
+  absl::Span<const float> weights = {};     // kWeighted: one a token, finite and >= 0; else empty
+  absl::Span<const std::byte> paired = {};  // kCross: x, kResidual: r - rhat, tokens x paired_cols
+};
+
+// Sums products of streamed tokens (MomentKind) on the device. Folds every kSliceTokens tokens,
+// whatever the chunk sizes, so the same tokens in the same order give the same bits. Weights of 1
+// give the bits of the unweighted sum. Relative Frobenius error against float64: <= 1e-6. Used by
+// one thread at a time.
 class MomentAccumulator {
  public:
   virtual ~MomentAccumulator() = default;
-  // `tokens` >= 1 rows of spec.cols elements of a float dtype. NaN, Inf and magnitudes beyond
-  // float32's are refused (INVALID_ARGUMENT names row and column) and leave the sum as it was.
+  // NaN, Inf and magnitudes beyond float32's are refused (INVALID_ARGUMENT names row and column),
+  // and so is what the kind does not take, or takes and is missing; the sum stays as it was.
   // `first_token` is the stream position of row 0 and `key` names the stream: together they seed
-  // the row sample.
-  virtual absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
-                           absl::Span<const std::byte> data) = 0;
+  // the row sample, which is of the rows of `data`.
+  virtual absl::Status Add(absl::string_view key, int64_t first_token, const TokenChunk& chunk) = 0;
+  // The same for kSecondMoment.
+  absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
+                   absl::Span<const std::byte> data) {
+    return Add(key, first_token, {.dtype = dtype, .tokens = tokens, .data = data});
+  }
   // The sum so far, every added token included.
   virtual absl::StatusOr<SecondMoment> Snapshot() = 0;
 };

@@ -64,6 +64,8 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
   if (has_statistic) {
     bytes += 8 * cols * cols + 8 * cols * block;
     bytes += 8 * kSampleRows * (2 * cols + 3 * rows);
+    if (ReadsDrift(resolved)) bytes += 8 * 2 * cols * cols;
+    if (ReadsResidual(resolved)) bytes += 8 * weights;
   }
   estimate.peak_bytes = bytes;
 

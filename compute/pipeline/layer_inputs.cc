@@ -42,6 +42,51 @@ absl::Status CheckWeight(const LayerInput& layer) {
   return absl::OkStatus();
 }
 
+// `kind`: kSecondMoment stands for kWeighted, too.
+absl::Status CheckMoment(const LayerInput& layer, absl::string_view name, MomentKind kind,
+                         const SecondMoment* moment) {
+  if (moment == nullptr) return absl::OkStatus();
+  const MomentSpec& spec = moment->spec();
+  const bool weighted = kind == MomentKind::kSecondMoment && spec.kind == MomentKind::kWeighted;
+  if (spec.kind != kind && !weighted) {
+    return Bad(layer, name, ": expected a ", NameOf(kind), "; got a ", NameOf(spec.kind));
+  }
+  if (spec.cols != layer.weight->dim(1)) {
+    return Bad(layer, name, ": expected ", layer.weight->dim(1), " columns; got ", spec.cols);
+  }
+  if (kind == MomentKind::kResidual && spec.rows() != layer.weight->dim(0)) {
+    return Bad(layer, name, ": expected ", layer.weight->dim(0), " rows, as the weight has; got ",
+               spec.rows());
+  }
+  const absl::Status usable = moment->CheckUsable();
+  if (usable.ok()) return usable;
+  return absl::FailedPreconditionError(
+      absl::StrCat("layer '", layer.name, "': ", name, ": ", usable.message()));
+}
+
+absl::Status CheckDrift(absl::Span<const LayerInput> layers, const Calibration& calibration) {
+  const LayerInput& layer = layers[0];
+  const SecondMoment* hat = calibration.second_moment_hat;
+  const SecondMoment* cross = calibration.cross_moment;
+  if ((hat == nullptr) != (cross == nullptr)) {
+    return Bad(layer, hat == nullptr ? "second_moment_hat" : "cross_moment",
+               ": expected both moments of drift or none; got the other alone");
+  }
+  const SecondMoment* residual = calibration.residual_moment;
+  if (residual != nullptr && layers.size() > 1) {
+    return Bad(layer, "residual_moment: expected none in a fusion group; got one for ",
+               layers.size(), " layers");
+  }
+  absl::Status status = CheckMoment(layer, "second_moment_hat", MomentKind::kSecondMoment, hat);
+  if (status.ok()) status = CheckMoment(layer, "cross_moment", MomentKind::kCross, cross);
+  if (status.ok()) status = CheckMoment(layer, "residual_moment", MomentKind::kResidual, residual);
+  if (!status.ok()) return status;
+  if (hat != nullptr && hat->spec().layout != MomentLayout::kFull) {
+    return Bad(layer, "second_moment_hat: expected a full second moment; got a block-diagonal one");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckStatistic(const Recipe& resolved, const LayerInput& layer,
                             const SecondMoment* statistic) {
   const auto missing = [&](absl::string_view what) {
@@ -53,11 +98,9 @@ absl::Status CheckStatistic(const Recipe& resolved, const LayerInput& layer,
     return NeedsSecondMoment(resolved) ? missing("a second moment") : absl::OkStatus();
   }
   if (statistic->tokens() == 0) return missing("a second moment with at least one token");
+  absl::Status status = CheckMoment(layer, "second_moment", MomentKind::kSecondMoment, statistic);
+  if (!status.ok()) return status;
   const MomentSpec& spec = statistic->spec();
-  if (spec.cols != layer.weight->dim(1)) {
-    return Bad(layer, "second_moment: expected ", layer.weight->dim(1), " columns; got ",
-               spec.cols);
-  }
   if (spec.layout == MomentLayout::kFull) return absl::OkStatus();
   if (NeedsFullSecondMoment(resolved)) return missing("a full second moment");
   if (NeedsSecondMoment(resolved) && spec.block_size % resolved.transform_block_size != 0) {
@@ -100,7 +143,9 @@ absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> la
     }
   }
   if (absl::Status status = CheckFusion(resolved, layers); !status.ok()) return status;
-  return CheckStatistic(resolved, layers[0], calibration.second_moment);
+  absl::Status status = CheckStatistic(resolved, layers[0], calibration.second_moment);
+  if (!status.ok()) return status;
+  return CheckDrift(layers, calibration);
 }
 
 absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,
@@ -121,7 +166,7 @@ absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,
 
 absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& stream,
                                                       const Recipe& resolved,
-                                                      const SecondMoment& statistic) {
+                                                      const Calibration& given) {
   CalibrationOnDevice calibration;
   const auto upload = [&](absl::StatusOr<Tensor> tensor, DeviceTensor& to) -> absl::Status {
     if (!tensor.ok()) return tensor.status();
@@ -131,6 +176,20 @@ absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& 
     return absl::OkStatus();
   };
   absl::Status status;
+  if (given.second_moment_hat != nullptr) {
+    status = upload(given.second_moment_hat->FullMean(), calibration.second_moment_hat);
+    if (!status.ok()) return status;
+  }
+  if (given.cross_moment != nullptr) {
+    status = upload(given.cross_moment->FullMean(), calibration.cross_moment);
+    if (!status.ok()) return status;
+  }
+  if (given.residual_moment != nullptr) {
+    status = upload(given.residual_moment->FullMean(), calibration.residual_moment);
+    if (!status.ok()) return status;
+  }
+  if (given.second_moment == nullptr) return calibration;
+  const SecondMoment& statistic = *given.second_moment;
   const bool full = statistic.spec().layout == MomentLayout::kFull;
   const int64_t own_width = full ? statistic.spec().cols : statistic.spec().block_size;
   if (full) {

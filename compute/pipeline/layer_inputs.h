@@ -10,8 +10,9 @@
 namespace quantd::compute {
 
 // Checks everything about the inputs before any of it is copied: geometry, finite weights, layers
-// that fit each other and a statistic that the recipe can be solved with. INVALID_ARGUMENT or
-// FAILED_PRECONDITION, naming the layer.
+// that fit each other and statistics that the recipe can be solved with: of the right kinds and
+// shapes, full where the recipe needs it, the moments of drift both or none, a residual moment for
+// one layer alone. INVALID_ARGUMENT or FAILED_PRECONDITION, naming the layer and the statistic.
 absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> layers,
                          const Calibration& calibration);
 
@@ -19,15 +20,19 @@ absl::Status CheckInputs(const Recipe& resolved, absl::Span<const LayerInput> la
 absl::StatusOr<DeviceTensor> UploadStacked(Backend& backend, Stream& stream,
                                            absl::Span<const LayerInput> layers);
 
-// What a statistic gives to a problem.
+// What the statistics give to a problem: their means.
 struct CalibrationOnDevice {
   DeviceTensor block_moment;  // C/B x B x B by the recipe's transform block
   DeviceTensor full_moment;   // C x C
   DeviceTensor moment;        // the whole statistic: full, or its own diagonal blocks
   DeviceTensor sample;        // n x C
+  // Empty where not given.
+  DeviceTensor second_moment_hat;  // C x C
+  DeviceTensor cross_moment;       // C x C
+  DeviceTensor residual_moment;    // R x C
 };
 absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& stream,
                                                       const Recipe& resolved,
-                                                      const SecondMoment& statistic);
+                                                      const Calibration& calibration);
 
 }  // namespace quantd::compute

@@ -81,6 +81,7 @@ class GroupRun {
       : backend_(backend),
         stream_(stream),
         layers_(layers),
+        calibration_(calibration),
         statistic_(calibration.second_moment),
         clock_(progress),
         format_(NumberFormat::Create(recipe, layers[0].weight->dim(1))) {
@@ -109,10 +110,12 @@ class GroupRun {
     if (!weight.ok()) return weight.status();
     problem_.weight = *std::move(weight);
     for (const LayerInput& layer : layers_) problem_.layer_rows.push_back(layer.weight->dim(0));
-    if (statistic_ == nullptr) return absl::OkStatus();
     absl::StatusOr<CalibrationOnDevice> calibration =
-        UploadCalibration(backend_, stream_, problem_.recipe, *statistic_);
+        UploadCalibration(backend_, stream_, problem_.recipe, calibration_);
     if (!calibration.ok()) return calibration.status();
+    problem_.second_moment_hat = std::move(calibration->second_moment_hat);
+    problem_.cross_moment = std::move(calibration->cross_moment);
+    problem_.residual_moment = std::move(calibration->residual_moment);
     problem_.block_moment = std::move(calibration->block_moment);
     problem_.full_moment = std::move(calibration->full_moment);
     problem_.sample = std::move(calibration->sample);
@@ -214,6 +217,12 @@ class GroupRun {
       report.statistic_digest = statistic_->DigestHex();
       report.dead_inputs = statistic_->DeadInputs();
     }
+    for (const auto& [name, moment] :
+         {std::pair("second_moment_hat", calibration_.second_moment_hat),
+          std::pair("cross_moment", calibration_.cross_moment),
+          std::pair("residual_moment", calibration_.residual_moment)}) {
+      if (moment != nullptr) report.drift_digests[name] = moment->DigestHex();
+    }
     AccountTensors(result.tensors, report);
   }
 
@@ -291,7 +300,8 @@ class GroupRun {
   Backend& backend_;
   Stream& stream_;
   const absl::Span<const LayerInput> layers_;
-  const SecondMoment* const statistic_;
+  const Calibration calibration_;
+  const SecondMoment* const statistic_;  // calibration_.second_moment
   StageClock clock_;
   const std::unique_ptr<const NumberFormat> format_;
   LayerProblem problem_;

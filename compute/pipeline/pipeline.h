@@ -21,10 +21,10 @@ struct LayerInput {
 // Statistics that a group is solved with; null where there is none. Data-free transforms and
 // methods need none at all.
 struct Calibration {
-  const SecondMoment* second_moment = nullptr;      // of x
+  const SecondMoment* second_moment = nullptr;      // of x; may be weighted
   const SecondMoment* second_moment_hat = nullptr;  // of xhat, the inputs after quantized layers
-  const SecondMoment* cross_moment = nullptr;       // x xhat^T
-  const SecondMoment* residual_moment = nullptr;    // (r - rhat) xhat^T
+  const SecondMoment* cross_moment = nullptr;       // kCross, x xhat^T; with second_moment_hat
+  const SecondMoment* residual_moment = nullptr;    // kResidual, (r - rhat) xhat^T
 };
 
 struct LayerResult {

@@ -294,4 +294,14 @@ bool NeedsFullSecondMoment(const Recipe& resolved) {
          resolved.method == Method::kGptq || resolved.method == Method::kWaterSic;
 }
 
+bool ReadsDrift(const Recipe& resolved) {
+  return resolved.method == Method::kWaterSic || NeedsDrift(resolved);
+}
+
+bool NeedsDrift(const Recipe& resolved) {
+  return resolved.method == Method::kGptq && resolved.gptq.asymmetric;
+}
+
+bool ReadsResidual(const Recipe& resolved) { return resolved.method == Method::kWaterSic; }
+
 }  // namespace quantd::compute

@@ -91,6 +91,11 @@ absl::Status CheckGeometry(const Recipe& resolved, int64_t rows, int64_t cols);
 // full one.
 bool NeedsSecondMoment(const Recipe& resolved);
 bool NeedsFullSecondMoment(const Recipe& resolved);
+// WaterSIC and GPTQ's asymmetric term read the moments of drift (second_moment_hat, cross_moment);
+// the latter cannot do without. WaterSIC alone reads a residual moment.
+bool ReadsDrift(const Recipe& resolved);
+bool NeedsDrift(const Recipe& resolved);
+bool ReadsResidual(const Recipe& resolved);
 
 // Names as users write them: "mxfp4", "wush", "rtn", "marginal", "gaussian-mse", "group".
 absl::string_view NameOf(Format format);

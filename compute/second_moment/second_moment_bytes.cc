@@ -15,14 +15,15 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the durable form is little-endian");
 
 constexpr char kMagic[8] = {'Q', 'U', 'A', 'N', 'T', 'D', 'S', 'M'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   char magic[8];
   uint32_t version;
   uint8_t layout;
   uint8_t pending_is_f64;
-  uint16_t zero;
+  uint8_t kind;  // of version 1: 0
+  uint8_t zero;
   int64_t block_size;
   int64_t cols;
   int64_t sample_capacity;
@@ -35,18 +36,30 @@ struct Header {
 };
 static_assert(sizeof(Header) == 88);
 
+// Behind the header since version 2.
+struct PairedHeader {
+  int64_t paired_cols;
+  double weight_sum;
+};
+static_assert(sizeof(PairedHeader) == 16);
+
+int64_t HeaderBytes(uint32_t version) {
+  return static_cast<int64_t>(sizeof(Header) + (version == 1 ? 0 : sizeof(PairedHeader)));
+}
+
 int64_t BlockWidth(const MomentSpec& spec) {
   return spec.layout == MomentLayout::kFull ? spec.cols : spec.block_size;
 }
 
 // All factors were checked against their limits, so that nothing overflows.
-int64_t BytesOf(const MomentSpec& spec, int64_t pending_rows, bool pending_is_f64,
+int64_t BytesOf(uint32_t version, const MomentSpec& spec, int64_t pending_rows, bool pending_is_f64,
                 int64_t sample_rows) {
   const int64_t width = BlockWidth(spec);
-  const int64_t triangles = spec.cols / width * (width * (width + 1) / 2) * 8;
-  const int64_t pending = pending_rows * spec.cols * (pending_is_f64 ? 8 : 4);
+  const int64_t stored =
+      spec.is_paired() ? spec.SumElements() : spec.cols / width * (width * (width + 1) / 2);
+  const int64_t pending = pending_rows * spec.TokenValues() * (pending_is_f64 ? 8 : 4);
   const int64_t sample = sample_rows * (8 + spec.cols * 4);
-  return static_cast<int64_t>(sizeof(Header)) + triangles + pending + sample + 8;
+  return HeaderBytes(version) + stored * 8 + pending + sample + 8;
 }
 
 template <typename... Parts>
@@ -61,14 +74,33 @@ absl::StatusOr<Header> ParseHeader(absl::string_view bytes) {
   }
   std::memcpy(&h, bytes.data(), sizeof(h));
   if (std::memcmp(h.magic, kMagic, sizeof(kMagic)) != 0) return Lost("not a second moment");
-  if (h.version != kVersion) return Lost("expected version ", kVersion, "; got ", h.version);
-  if (h.layout > 1 || h.pending_is_f64 > 1 || h.zero != 0) return Lost("malformed header");
+  if (h.version < 1 || h.version > kVersion) {
+    return Lost("expected version 1..", kVersion, "; got ", h.version);
+  }
+  if (h.layout > 1 || h.pending_is_f64 > 1 || h.kind > (h.version == 1 ? 0 : 3) || h.zero != 0) {
+    return Lost("malformed header");
+  }
   if (h.tokens < 0 || h.pending_rows < 0 || h.pending_rows >= kSliceTokens ||
       h.pending_rows > h.tokens || h.sample_rows < 0 || h.sample_rows > h.sample_capacity) {
     return Lost("counts do not fit: ", h.tokens, " tokens, ", h.pending_rows, " pending rows, ",
                 h.sample_rows, " sample rows");
   }
   return h;
+}
+
+absl::StatusOr<PairedHeader> ParsePairedHeader(const Header& h, absl::string_view bytes) {
+  PairedHeader paired = {};
+  if (h.version == 1) return paired;
+  if (static_cast<int64_t>(bytes.size()) < HeaderBytes(h.version) + 8) {
+    return Lost("expected at least ", HeaderBytes(h.version) + 8, " bytes; got ", bytes.size());
+  }
+  std::memcpy(&paired, bytes.data() + sizeof(Header), sizeof(paired));
+  const bool weighted = h.kind == static_cast<uint8_t>(MomentKind::kWeighted);
+  if (!std::isfinite(paired.weight_sum) || paired.weight_sum < 0 ||
+      (!weighted && paired.weight_sum != 0)) {
+    return Lost("the sum of the token weights is ", paired.weight_sum);
+  }
+  return paired;
 }
 
 // Copies from a string that was measured to hold everything.
@@ -85,6 +117,19 @@ class Cursor {
   const char* at_;
 };
 
+// All of it, or lower triangles and what they say about the upper.
+void ReadSum(const MomentSpec& spec, Cursor& cursor, std::vector<double>& sum) {
+  if (spec.is_paired()) return cursor.Read(sum.data(), spec.SumElements());
+  const int64_t width = BlockWidth(spec);
+  for (int64_t row = 0; row < spec.cols; ++row) {
+    const int64_t first = row / width * width;  // of the row's block
+    cursor.Read(sum.data() + row * width, row % width + 1);
+    for (int64_t j = 0; j < row % width; ++j) {
+      sum[(first + j) * width + row % width] = sum[row * width + j];
+    }
+  }
+}
+
 bool FitsFloat(absl::Span<const double> values) {
   return std::all_of(values.begin(), values.end(),
                      [](double v) { return static_cast<double>(static_cast<float>(v)) == v; });
@@ -98,7 +143,7 @@ void Append(std::string& bytes, const T* from, int64_t count) {
 }  // namespace
 
 int64_t SecondMoment::SerializedBytes() const {
-  return BytesOf(spec_, pending_rows(), !FitsFloat(pending_), sample_.size());
+  return BytesOf(kVersion, spec_, pending_rows(), !FitsFloat(pending_), sample_.size());
 }
 
 std::string SecondMoment::Serialize() const {
@@ -106,6 +151,7 @@ std::string SecondMoment::Serialize() const {
   std::memcpy(h.magic, kMagic, sizeof(kMagic));
   h.version = kVersion;
   h.layout = static_cast<uint8_t>(spec_.layout);
+  h.kind = static_cast<uint8_t>(spec_.kind);
   h.pending_is_f64 = !FitsFloat(pending_);
   h.block_size = spec_.block_size;
   h.cols = spec_.cols;
@@ -116,13 +162,19 @@ std::string SecondMoment::Serialize() const {
   h.digest_high = static_cast<uint64_t>(digest_ >> 64);
   h.pending_rows = pending_rows();
   h.sample_rows = sample_.size();
+  const PairedHeader paired = {.paired_cols = spec_.paired_cols, .weight_sum = weight_sum_};
 
   std::string bytes;
-  bytes.reserve(BytesOf(spec_, h.pending_rows, h.pending_is_f64 != 0, h.sample_rows));
+  bytes.reserve(BytesOf(kVersion, spec_, h.pending_rows, h.pending_is_f64 != 0, h.sample_rows));
   Append(bytes, &h, 1);
-  const int64_t width = BlockWidth(spec_);
-  for (int64_t row = 0; row < spec_.cols; ++row) {
-    Append(bytes, sum_.data() + row * width, row % width + 1);
+  Append(bytes, &paired, 1);
+  if (spec_.is_paired()) {
+    Append(bytes, sum_.data(), spec_.SumElements());
+  } else {
+    const int64_t width = BlockWidth(spec_);
+    for (int64_t row = 0; row < spec_.cols; ++row) {
+      Append(bytes, sum_.data() + row * width, row % width + 1);
+    }
   }
   if (h.pending_is_f64 != 0) {
     Append(bytes, pending_.data(), static_cast<int64_t>(pending_.size()));
@@ -142,13 +194,18 @@ std::string SecondMoment::Serialize() const {
 absl::StatusOr<SecondMoment> SecondMoment::Parse(absl::string_view bytes) {
   absl::StatusOr<Header> h = ParseHeader(bytes);
   if (!h.ok()) return h.status();
-  const MomentSpec spec = {.layout = static_cast<MomentLayout>(h->layout),
+  absl::StatusOr<PairedHeader> paired = ParsePairedHeader(*h, bytes);
+  if (!paired.ok()) return paired.status();
+  const MomentSpec spec = {.kind = static_cast<MomentKind>(h->kind),
+                           .layout = static_cast<MomentLayout>(h->layout),
                            .block_size = h->block_size,
                            .cols = h->cols,
+                           .paired_cols = paired->paired_cols,
                            .sample_rows = h->sample_capacity,
                            .sample_seed = h->sample_seed};
   if (absl::Status status = spec.Validate(); !status.ok()) return Lost(status.message());
-  const int64_t expected = BytesOf(spec, h->pending_rows, h->pending_is_f64 != 0, h->sample_rows);
+  const int64_t expected =
+      BytesOf(h->version, spec, h->pending_rows, h->pending_is_f64 != 0, h->sample_rows);
   if (static_cast<int64_t>(bytes.size()) != expected) {
     return Lost("expected ", expected, " bytes; got ", bytes.size());
   }
@@ -160,17 +217,11 @@ absl::StatusOr<SecondMoment> SecondMoment::Parse(absl::string_view bytes) {
   if (!moment.ok()) return moment.status();
   moment->tokens_ = h->tokens;
   moment->digest_ = (static_cast<unsigned __int128>(h->digest_high) << 64) | h->digest_low;
-  Cursor cursor(bytes.data() + sizeof(Header));
-  const int64_t width = BlockWidth(spec);
+  moment->weight_sum_ = paired->weight_sum;
+  Cursor cursor(bytes.data() + HeaderBytes(h->version));
   std::vector<double>& sum = moment->sum_;
-  for (int64_t row = 0; row < spec.cols; ++row) {
-    const int64_t first = row / width * width;  // of the row's block
-    cursor.Read(sum.data() + row * width, row % width + 1);
-    for (int64_t j = 0; j < row % width; ++j) {
-      sum[(first + j) * width + row % width] = sum[row * width + j];
-    }
-  }
-  std::vector<double> pending(h->pending_rows * spec.cols);
+  ReadSum(spec, cursor, sum);
+  std::vector<double> pending(h->pending_rows * spec.TokenValues());
   if (h->pending_is_f64 != 0) {
     cursor.Read(pending.data(), static_cast<int64_t>(pending.size()));
   } else {

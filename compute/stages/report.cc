@@ -87,6 +87,7 @@ std::string ToJson(const ErrorReport& r) {
   AddTheory(r, json);
   AddCosts(r, json);
   json["statistic_digest"] = r.statistic_digest.empty() ? Json(nullptr) : Json(r.statistic_digest);
+  json["drift_digests"] = Json(r.drift_digests);
   json["tensor_digests"] = Json(r.tensor_digests);
   json["version"] = r.version;
   // Names of layers are the user's: replace what is not UTF-8 rather than throw.

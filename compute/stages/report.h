@@ -76,6 +76,8 @@ struct ErrorReport {
   std::string device;
   int64_t peak_bytes = 0;
   std::string statistic_digest;
+  // Digests of second_moment_hat, cross_moment and residual_moment, by these names.
+  std::map<std::string, std::string> drift_digests;
   std::map<std::string, std::string> tensor_digests;  // SHA-256 hex, by tensor name
   std::string version;
 };

@@ -1,8 +1,6 @@
 #include "compute/backend/cpu/moment_accumulator.h"
 
 #include <algorithm>
-#include <atomic>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,31 +9,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compute/backend/cpu/gram_sum.h"
-#include "compute/backend/cpu/matrix_product.h"
-#include "compute/backend/cpu/panel_buffer.h"
+#include "compute/backend/cpu/paired_sum.h"
+#include "compute/backend/cpu/symmetric_sum.h"
 
 namespace quantd::compute {
 namespace {
-
-constexpr int64_t kRowGrain = 16;  // rows a thread converts at a time
-
-// Squares summed over a slice stay normal float32 numbers within these bounds of the exponent.
-constexpr uint32_t kLowestExponent = 127 - 50;
-constexpr uint32_t kHighestExponent = 127 + 50;
-
-// Whether every value is zero or a bfloat16 value of moderate exponent. No early exit: vectorizes.
-bool AreModerateBf16(const float* values, int64_t count) {
-  uint32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(values[i]);
-    const uint32_t exponent = (bits >> 23) & 0xff;
-    const bool zero = (bits << 1) == 0;
-    const bool moderate = exponent - kLowestExponent <= kHighestExponent - kLowestExponent;
-    bad |= (bits & 0xffff) | static_cast<uint32_t>(!(zero | moderate));
-  }
-  return bad == 0;
-}
 
 int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -46,251 +24,153 @@ int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
   return -1;
 }
 
-// The open slice of the token stream: up to kSliceTokens rows, in the narrowest precision that
-// holds all of them.
-class Slice {
- public:
-  // `narrow_width`: of the panels of floats; 0 to keep every slice in float64.
-  Slice(WorkerPool& pool, int64_t cols, int64_t narrow_width, int64_t wide_width)
-      : pool_(pool), cols_(cols), narrow_width_(narrow_width), wide_width_(wide_width) {}
-
-  int64_t rows() const { return rows_; }
-  bool is_wide() const { return is_wide_; }
-  const PanelBuffer<float>& narrow() const { return narrow_; }
-  const PanelBuffer<double>& wide() const { return wide_; }
-
-  // Puts rows behind those that are there. They fit.
-  void Append(DType dtype, const std::byte* rows, int64_t count) {
-    if (!is_wide_ && !AppendNarrow(dtype, rows, count)) Widen();
-    if (is_wide_) AppendWide(dtype, rows, count);
-    rows_ += count;
+// tokens x cols finite elements of `dtype`, whose magnitudes float32 can hold.
+absl::Status CheckRows(absl::string_view what, int64_t cols, DType dtype, int64_t tokens,
+                       absl::Span<const std::byte> data) {
+  const int64_t row_bytes = cols * static_cast<int64_t>(SizeOf(dtype));
+  const auto size = static_cast<int64_t>(data.size());
+  if (tokens < 1 || size / row_bytes != tokens || size % row_bytes != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        what, ": expected at least one token and ", row_bytes, " bytes a token (", cols,
+        " columns of ", NameOf(dtype), "); got ", tokens, " tokens in ", size, " bytes"));
   }
-
-  void Clear() {
-    rows_ = 0;
-    is_wide_ = false;
+  int64_t bad = FindNonFinite(dtype, data.data(), tokens * cols);
+  absl::string_view found = "NaN or Inf";
+  if (bad < 0 && dtype == DType::kF64) {
+    bad = FindBeyondFloat(data.data(), tokens * cols);
+    found = "a magnitude beyond float32";
   }
+  if (bad < 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(what, ": expected finite values; got ", found,
+                                                 " in row ", bad / cols, ", column ", bad % cols));
+}
 
-  std::vector<double> Rows() const {
-    std::vector<double> rows(rows_ * cols_);
-    for (int64_t row = 0; row < rows_; ++row) {
-      if (is_wide_) {
-        wide_.ReadRow(row, rows.data() + row * cols_);
-      } else {
-        narrow_.ReadRow(row, rows.data() + row * cols_);
-      }
-    }
-    return rows;
+absl::Status CheckWeights(int64_t tokens, absl::Span<const float> weights) {
+  if (static_cast<int64_t>(weights.size()) != tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("token weights: expected ", tokens, ", one a token; got ", weights.size()));
   }
-
- private:
-  // False where a value needs more than bfloat16.
-  bool AppendNarrow(DType dtype, const std::byte* rows, int64_t count) {
-    if (narrow_width_ == 0) return false;
-    if (narrow_.empty()) narrow_ = PanelBuffer<float>(kSliceTokens, cols_, narrow_width_);
-    std::atomic<bool> all_fit{true};
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    pool_.ParallelFor(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
-      std::vector<float> values(cols_);
-      std::vector<double> exact(dtype == DType::kF64 ? cols_ : 0);
-      for (int64_t row = begin; row < end && all_fit.load(std::memory_order_relaxed); ++row) {
-        ConvertToFloat(dtype, rows + row * row_bytes, cols_, values.data());
-        bool fits = AreModerateBf16(values.data(), cols_);
-        if (fits && dtype == DType::kF64) {
-          ConvertToDouble(dtype, rows + row * row_bytes, cols_, exact.data());
-          fits = std::equal(exact.begin(), exact.end(), values.begin());
-        }
-        if (!fits) all_fit.store(false, std::memory_order_relaxed);
-        narrow_.WriteRow(rows_ + row, values.data());
-      }
-    });
-    return all_fit.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (std::isfinite(weights[i]) && weights[i] >= 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token weights: expected finite values >= 0; got ", weights[i], " for row ", i));
   }
+  return absl::OkStatus();
+}
 
-  void AppendWide(DType dtype, const std::byte* rows, int64_t count) {
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    pool_.ParallelFor(0, count, kRowGrain, [&](int64_t begin, int64_t end) {
-      std::vector<double> values(cols_);
-      for (int64_t row = begin; row < end; ++row) {
-        ConvertToDouble(dtype, rows + row * row_bytes, cols_, values.data());
-        wide_.WriteRow(rows_ + row, values.data());
-      }
-    });
+absl::Status CheckChunk(const MomentSpec& spec, const TokenChunk& chunk) {
+  if (!IsFloat(chunk.dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("activations: expected F64, F32, F16 or BF16; got ", NameOf(chunk.dtype)));
   }
-
-  void Widen() {
-    if (wide_.empty()) wide_ = PanelBuffer<double>(kSliceTokens, cols_, wide_width_);
-    std::vector<float> values(cols_);
-    for (int64_t row = 0; row < rows_; ++row) {
-      narrow_.ReadRow(row, values.data());
-      wide_.WriteRow(row, values.data());
-    }
-    is_wide_ = true;
+  absl::Status status = CheckRows("activations", spec.cols, chunk.dtype, chunk.tokens, chunk.data);
+  if (!status.ok()) return status;
+  if (spec.kind == MomentKind::kWeighted) {
+    status = CheckWeights(chunk.tokens, chunk.weights);
+  } else if (!chunk.weights.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token weights: expected none for ", NameOf(spec.kind), "; got ", chunk.weights.size()));
   }
-
-  WorkerPool& pool_;
-  const int64_t cols_;
-  const int64_t narrow_width_;
-  const int64_t wide_width_;
-  int64_t rows_ = 0;
-  bool is_wide_ = false;       // which buffer holds the rows
-  PanelBuffer<float> narrow_;  // each made when first needed
-  PanelBuffer<double> wide_;
-};
-
-// Where full slices are summed up.
-class SliceSum {
- public:
-  virtual ~SliceSum() = default;
-  virtual void Add(WorkerPool& pool, const Slice& slice) = 0;
-  // Both triangles, in the order of SecondMoment::sum().
-  virtual std::vector<double> Sum(WorkerPool& pool) const = 0;
-};
-
-class FullSliceSum final : public SliceSum {
- public:
-  FullSliceSum(WorkerPool& pool, int64_t cols, const std::vector<double>& start)
-      : cols_(cols), sum_(cols) {
-    sum_.Load(pool, start.data());
+  if (!status.ok()) return status;
+  if (spec.is_paired()) {
+    return CheckRows("paired data", spec.paired_cols, chunk.dtype, chunk.tokens, chunk.paired);
   }
-  void Add(WorkerPool& pool, const Slice& slice) override {
-    if (slice.is_wide()) {
-      sum_.Add(pool, slice.wide(), slice.rows());
-    } else {
-      sum_.Add(pool, slice.narrow(), slice.rows());
-    }
-  }
-  std::vector<double> Sum(WorkerPool& pool) const override {
-    std::vector<double> sum(cols_ * cols_);
-    sum_.Store(pool, sum.data());
-    return sum;
-  }
+  if (chunk.paired.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("paired data: expected none for ",
+                                                 NameOf(spec.kind), "; got ", chunk.paired.size(),
+                                                 " bytes"));
+}
 
- private:
-  const int64_t cols_;
-  GramSum sum_;
-};
-
-// A block is a panel of the slice.
-class BlockSliceSum final : public SliceSum {
- public:
-  BlockSliceSum(int64_t block_size, std::vector<double> start)
-      : size_(block_size), sum_(std::move(start)) {}
-  void Add(WorkerPool& pool, const Slice& slice) override {
-    pool.ParallelFor(0, slice.wide().panels(), 4, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        GramLower(size_, slice.rows(), slice.wide().panel(k), size_, 1.0,
-                  sum_.data() + k * size_ * size_, size_);
-      }
-    });
-  }
-  std::vector<double> Sum(WorkerPool& /*pool*/) const override {
-    std::vector<double> sum = sum_;
-    for (auto block = sum.begin(); block != sum.end(); block += size_ * size_) {
-      for (int64_t i = 0; i < size_; ++i) {
-        for (int64_t j = 0; j < i; ++j) block[j * size_ + i] = block[i * size_ + j];
-      }
-    }
-    return sum;
-  }
-
- private:
-  const int64_t size_;
-  std::vector<double> sum_;  // lower triangles
-};
+std::unique_ptr<TokenSum> NewSum(WorkerPool& pool, const MomentSpec& spec,
+                                 std::vector<double> start) {
+  if (spec.is_paired()) return NewPairedSum(pool, spec.paired_cols, spec.cols, std::move(start));
+  return NewSymmetricSum(pool, spec.cols, spec.block_size, std::move(start));
+}
 
 class CpuMomentAccumulator final : public MomentAccumulator {
  public:
   CpuMomentAccumulator(WorkerPool& pool, SecondMoment moment)
       : pool_(pool),
-        cols_(moment.spec().cols),
+        spec_(moment.spec()),
         moment_(std::move(moment)),
-        is_full_(moment_.spec().layout == MomentLayout::kFull),
-        slice_(pool, cols_, is_full_ ? GramSum::PanelWidth<float>() : 0,
-               is_full_ ? GramSum::PanelWidth<double>() : moment_.spec().block_size) {
-    std::vector<double> start = moment_.ReleaseSum();
-    if (is_full_) {
-      sum_ = std::make_unique<FullSliceSum>(pool, cols_, start);
-    } else {
-      sum_ = std::make_unique<BlockSliceSum>(moment_.spec().block_size, std::move(start));
-    }
-    const absl::Span<const double> pending = moment_.pending();
-    slice_.Append(DType::kF64, reinterpret_cast<const std::byte*>(pending.data()),
-                  moment_.pending_rows());
+        sum_(NewSum(pool, spec_, moment_.ReleaseSum())) {
+    sum_->Resume(moment_.pending());
     moment_.SetPending({});
   }
 
-  absl::Status Add(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
-                   absl::Span<const std::byte> data) override {
-    if (absl::Status status = Check(dtype, tokens, data); !status.ok()) return status;
-    Sample(key, first_token, dtype, tokens, data);
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    for (int64_t done = 0; done < tokens;) {
-      const int64_t rows = std::min(tokens - done, kSliceTokens - slice_.rows());
-      slice_.Append(dtype, data.data() + done * row_bytes, rows);
-      done += rows;
-      if (slice_.rows() < kSliceTokens) break;
-      sum_->Add(pool_, slice_);
-      slice_.Clear();
+  using MomentAccumulator::Add;
+  absl::Status Add(absl::string_view key, int64_t first_token, const TokenChunk& chunk) override {
+    if (absl::Status status = CheckChunk(spec_, chunk); !status.ok()) return status;
+    Sample(key, first_token, chunk);
+    if (spec_.kind == MomentKind::kWeighted) {
+      AppendWeighted(chunk);
+      moment_.AddChunkDigest(chunk.data, {reinterpret_cast<const std::byte*>(chunk.weights.data()),
+                                          chunk.weights.size() * sizeof(float)});
+    } else {
+      Append(chunk.dtype, chunk.data.data(), chunk.paired.data(), chunk.tokens);
+      moment_.AddChunkDigest(chunk.data, chunk.paired);
     }
-    moment_.AddTokens(tokens);
-    moment_.AddChunkDigest(data);
+    moment_.AddTokens(chunk.tokens);
     return absl::OkStatus();
   }
 
   absl::StatusOr<SecondMoment> Snapshot() override {
     SecondMoment snapshot = moment_;
-    snapshot.SetSum(sum_->Sum(pool_));
-    snapshot.SetPending(slice_.Rows());
+    snapshot.SetSum(sum_->Sum());
+    snapshot.SetPending(sum_->Rows());
     return snapshot;
   }
 
  private:
-  absl::Status Check(DType dtype, int64_t tokens, absl::Span<const std::byte> data) const {
-    if (!IsFloat(dtype)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("activations: expected F64, F32, F16 or BF16; got ", NameOf(dtype)));
+  void Append(DType dtype, const std::byte* rows, const std::byte* paired, int64_t count) {
+    const int64_t row_bytes = spec_.cols * static_cast<int64_t>(SizeOf(dtype));
+    const int64_t paired_bytes = spec_.paired_cols * static_cast<int64_t>(SizeOf(dtype));
+    for (int64_t done = 0; done < count;) {
+      const int64_t some = std::min(count - done, kSliceTokens - sum_->rows());
+      sum_->Append(dtype, rows + done * row_bytes, paired + done * paired_bytes, some);
+      done += some;
+      if (sum_->rows() < kSliceTokens) break;
+      sum_->Fold();
     }
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    if (tokens < 1 || static_cast<int64_t>(data.size()) / row_bytes != tokens ||
-        static_cast<int64_t>(data.size()) % row_bytes != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "activations: expected at least one token and ", row_bytes, " bytes a token (", cols_,
-          " columns of ", NameOf(dtype), "); got ", tokens, " tokens in ", data.size(), " bytes"));
-    }
-    const int64_t count = tokens * cols_;
-    int64_t bad = FindNonFinite(dtype, data.data(), count);
-    absl::string_view what = "NaN or Inf";
-    if (bad < 0 && dtype == DType::kF64) {
-      bad = FindBeyondFloat(data.data(), count);
-      what = "a magnitude beyond float32";
-    }
-    if (bad < 0) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat("activations: expected finite values; got ",
-                                                   what, " in row ", bad / cols_, ", column ",
-                                                   bad % cols_));
   }
 
-  void Sample(absl::string_view key, int64_t first_token, DType dtype, int64_t tokens,
-              absl::Span<const std::byte> data) {
+  // p x x^T is the product of sqrt(p) x with itself. Weights of 1 leave the rows as they are, and a
+  // slice's precision follows from values: the bits are then those of the unweighted sum.
+  void AppendWeighted(const TokenChunk& chunk) {
+    const int64_t row_bytes = spec_.cols * static_cast<int64_t>(SizeOf(chunk.dtype));
+    std::vector<double> rows(kSliceTokens * spec_.cols);
+    for (int64_t done = 0; done < chunk.tokens; done += kSliceTokens) {
+      const int64_t count = std::min(kSliceTokens, chunk.tokens - done);
+      pool_.ParallelFor(0, count, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+          double* row = rows.data() + t * spec_.cols;
+          ConvertToDouble(chunk.dtype, chunk.data.data() + (done + t) * row_bytes, spec_.cols, row);
+          const double root = std::sqrt(static_cast<double>(chunk.weights[done + t]));
+          for (int64_t c = 0; c < spec_.cols; ++c) row[c] *= root;
+        }
+      });
+      Append(DType::kF64, reinterpret_cast<const std::byte*>(rows.data()), nullptr, count);
+    }
+    for (const float weight : chunk.weights) moment_.AddWeight(weight);
+  }
+
+  void Sample(absl::string_view key, int64_t first_token, const TokenChunk& chunk) {
     RowSample& sample = moment_.mutable_sample();
     if (sample.capacity() == 0) return;
-    const int64_t row_bytes = cols_ * static_cast<int64_t>(SizeOf(dtype));
-    for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t row_bytes = spec_.cols * static_cast<int64_t>(SizeOf(chunk.dtype));
+    for (int64_t t = 0; t < chunk.tokens; ++t) {
       const uint64_t priority = sample.PriorityOf(key, first_token + t);
       if (!sample.Wants(priority)) continue;
-      std::vector<float> values(cols_);
-      ConvertToFloat(dtype, data.data() + t * row_bytes, cols_, values.data());
+      std::vector<float> values(spec_.cols);
+      ConvertToFloat(chunk.dtype, chunk.data.data() + t * row_bytes, spec_.cols, values.data());
       sample.Add(priority, std::move(values));
     }
   }
 
   WorkerPool& pool_;
-  const int64_t cols_;
+  const MomentSpec spec_;
   SecondMoment moment_;  // all but the sum and the pending rows
-  const bool is_full_;
-  Slice slice_;
-  std::unique_ptr<SliceSum> sum_;
+  std::unique_ptr<TokenSum> sum_;
 };
 
 }  // namespace

@@ -13,7 +13,8 @@ namespace quantd::compute {
 //   - all of them bfloat16 values of moderate exponent: float32 products (exact, 16 significant
 //     bits) summed in float32, the diagonal in float64. Long runs of equal products, whose rounding
 //     errors would all point one way, stay exact.
-//   - anything else, and block-diagonal sums: float64.
+//   - anything else, block-diagonal sums and the paired kinds: float64.
+// Weighted rows are multiplied by the root of their weight first, in float64.
 // `pool` must outlive it. Errors: those of SecondMoment::Create; INVALID_ARGUMENT where `start` has
 // another spec.
 absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewCpuMomentAccumulator(

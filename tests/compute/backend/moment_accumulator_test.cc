@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compute/backend/cpu/worker_pool.h"
@@ -298,6 +299,272 @@ TEST(MomentAccumulatorTest, StartHasToFit) {
   const SecondMoment other = SecondMoment::Create({.cols = 8}).value();
   EXPECT_EQ(NewCpuMomentAccumulator(pool, FullSpec(), &other).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+// ---- weights and pairs
+
+// R of the residual, no multiple of a tile; large enough for two of them.
+constexpr int64_t kResidualCols = 300;
+
+MomentSpec SpecOf(MomentKind kind) {
+  MomentSpec spec = FullSpec();
+  spec.kind = kind;
+  if (kind == MomentKind::kCross) spec.paired_cols = kCols;
+  if (kind == MomentKind::kResidual) spec.paired_cols = kResidualCols;
+  return spec;
+}
+
+// What travels with the rows of `x`: the same tokens' left factors and weights.
+struct Beside {
+  Tensor paired;
+  std::vector<float> weights;
+};
+
+Beside BesideOf(MomentKind kind, DType dtype, int64_t tokens) {
+  Beside beside;
+  std::mt19937 generator(77);
+  std::normal_distribution<float> normal;
+  if (kind == MomentKind::kWeighted) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      beside.weights.push_back(t % 5 == 0 ? 0.0f : std::abs(normal(generator)));
+    }
+    return beside;
+  }
+  beside.paired = Tensor::Create(dtype, {tokens, SpecOf(kind).paired_cols}).value();
+  for (int64_t i = 0; i < beside.paired.elements(); ++i) {
+    const float value = 3.0f + normal(generator);
+    if (dtype == DType::kBF16) {
+      beside.paired.as<uint16_t>()[i] = FloatToBf16(value);
+    } else {
+      beside.paired.as<float>()[i] = value;
+    }
+  }
+  return beside;
+}
+
+TokenChunk ChunkOf(const MomentSpec& spec, const Tensor& x, const Beside& beside, int64_t first,
+                   int64_t rows) {
+  const auto element = static_cast<int64_t>(SizeOf(x.dtype()));
+  TokenChunk chunk = {.dtype = x.dtype(),
+                      .tokens = rows,
+                      .data = x.bytes().subspan(first * kCols * element, rows * kCols * element)};
+  if (!beside.weights.empty()) {
+    chunk.weights = absl::MakeConstSpan(beside.weights).subspan(first, rows);
+  }
+  if (spec.is_paired()) {
+    const int64_t row_bytes = spec.paired_cols * element;
+    chunk.paired =
+        std::as_const(beside.paired).bytes().subspan(first * row_bytes, rows * row_bytes);
+  }
+  return chunk;
+}
+
+void FeedKind(MomentAccumulator& accumulator, const MomentSpec& spec, const Tensor& x,
+              const Beside& beside, int64_t first, int64_t last,
+              const std::vector<int64_t>& sizes) {
+  for (size_t i = 0; first < last; ++i) {
+    const int64_t rows = std::min(sizes[i % sizes.size()], last - first);
+    const absl::Status status =
+        accumulator.Add("stream", first, ChunkOf(spec, x, beside, first, rows));
+    ASSERT_TRUE(status.ok()) << status;
+    first += rows;
+  }
+}
+
+SecondMoment AccumulateKind(WorkerPool& pool, const MomentSpec& spec, const Tensor& x,
+                            const Beside& beside, const std::vector<int64_t>& sizes) {
+  auto accumulator = NewCpuMomentAccumulator(pool, spec, nullptr).value();
+  FeedKind(*accumulator, spec, x, beside, 0, x.dim(0), sizes);
+  return accumulator->Snapshot().value();
+}
+
+std::vector<double> Doubles(const Tensor& tensor) {
+  std::vector<double> values(tensor.elements());
+  ConvertToDouble(tensor.dtype(), tensor.bytes().data(), tensor.elements(), values.data());
+  return values;
+}
+
+double RelativeDistance(absl::Span<const double> got, absl::Span<const double> want) {
+  double error = 0.0;
+  double norm = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(got[i] - want[i], 2);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+// sum_t p_t l_t x_t^T / divisor, naively.
+std::vector<double> NaiveMean(const MomentSpec& spec, const Tensor& x, const Beside& beside) {
+  const std::vector<double> right = Doubles(x);
+  const std::vector<double> left = spec.is_paired() ? Doubles(beside.paired) : right;
+  const int64_t height = spec.rows();
+  std::vector<double> sum(height * kCols);
+  double divisor = 0.0;
+  for (int64_t t = 0; t < x.dim(0); ++t) {
+    const double weight = beside.weights.empty() ? 1.0 : beside.weights[t];
+    divisor += weight;
+    for (int64_t i = 0; i < height; ++i) {
+      for (int64_t j = 0; j < kCols; ++j) {
+        sum[i * kCols + j] += weight * left[t * height + i] * right[t * kCols + j];
+      }
+    }
+  }
+  for (double& value : sum) value /= divisor;
+  return sum;
+}
+
+constexpr MomentKind kOtherKinds[] = {MomentKind::kWeighted, MomentKind::kCross,
+                                      MomentKind::kResidual};
+
+TEST(MomentAccumulatorKindsTest, MeetTheErrorBound) {
+  WorkerPool pool(2);
+  for (const MomentKind kind : kOtherKinds) {
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      const MomentSpec spec = SpecOf(kind);
+      const Tensor x = Activations(Data::kHeavyTailed, dtype, kSliceTokens + 100);
+      const Beside beside = BesideOf(kind, dtype, x.dim(0));
+      const SecondMoment moment = AccumulateKind(pool, spec, x, beside, {100});
+      const Tensor mean = moment.FullMean().value();
+      EXPECT_LE(RelativeDistance(mean.as<double>(), NaiveMean(spec, x, beside)), 1e-12)
+          << NameOf(kind) << " " << NameOf(dtype);
+    }
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, WeightsOfOneGiveTheBitsOfTheSecondMoment) {
+  WorkerPool pool(2);
+  for (const MomentLayout layout : {MomentLayout::kFull, MomentLayout::kBlockDiagonal}) {
+    for (const DType dtype : {DType::kBF16, DType::kF32, DType::kF64}) {
+      const MomentSpec plain = layout == MomentLayout::kFull ? FullSpec() : BlockSpec();
+      MomentSpec spec = plain;
+      spec.kind = MomentKind::kWeighted;
+      const Tensor x = Activations(Data::kOffset, dtype);
+      Beside beside;
+      beside.weights.assign(kTokens, 1.0f);
+      const SecondMoment weighted = AccumulateKind(pool, spec, x, beside, {130});
+      const SecondMoment expected = Accumulate(pool, plain, x, {100});
+      ExpectSameBits(weighted, expected);
+      EXPECT_EQ(weighted.divisor(), expected.divisor());
+      const Tensor a = weighted.BlockDiagonalMean(40).value();
+      const Tensor b = expected.BlockDiagonalMean(40).value();
+      EXPECT_EQ(a.as<double>(), b.as<double>());
+    }
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, CrossOfEqualsIsTheSecondMoment) {
+  WorkerPool pool(2);
+  const MomentSpec spec = SpecOf(MomentKind::kCross);
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    const Tensor x = Activations(Data::kOffset, dtype);
+    Beside beside;
+    beside.paired = x.Clone();
+    const Tensor cross = AccumulateKind(pool, spec, x, beside, {130}).FullMean().value();
+    const Tensor plain = Accumulate(pool, FullSpec(), x, {100}).FullMean().value();
+    EXPECT_LE(RelativeDistance(cross.as<double>(), plain.as<double>()), 1e-6);
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, ChunkSizesAndThreadsLeaveNoTrace) {
+  WorkerPool one(1);
+  WorkerPool four(4);
+  for (const MomentKind kind : kOtherKinds) {
+    const MomentSpec spec = SpecOf(kind);
+    const Tensor x = Activations(Data::kOffset, DType::kBF16);
+    const Beside beside = BesideOf(kind, DType::kBF16, kTokens);
+    const SecondMoment whole = AccumulateKind(one, spec, x, beside, {kTokens});
+    const SecondMoment pieces = AccumulateKind(four, spec, x, beside, {1, 13, 700});
+    ExpectSameBits(whole, pieces);
+    EXPECT_EQ(whole.weight_sum(), pieces.weight_sum());
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, ContinueFromASnapshotBitForBit) {
+  WorkerPool pool(2);
+  for (const MomentKind kind : kOtherKinds) {
+    const MomentSpec spec = SpecOf(kind);
+    const Tensor x = Activations(Data::kHeavyTailed, DType::kF32);
+    const Beside beside = BesideOf(kind, DType::kF32, kTokens);
+    auto first = NewCpuMomentAccumulator(pool, spec, nullptr).value();
+    FeedKind(*first, spec, x, beside, 0, 990, {90});
+    const SecondMoment restored = SecondMoment::Parse(first->Snapshot()->Serialize()).value();
+    auto second = NewCpuMomentAccumulator(pool, spec, &restored).value();
+    FeedKind(*second, spec, x, beside, 990, kTokens, {90});
+    FeedKind(*first, spec, x, beside, 990, kTokens, {90});
+    const SecondMoment expected = first->Snapshot().value();
+    const SecondMoment got = second->Snapshot().value();
+    ExpectSameBits(expected, got);
+    EXPECT_EQ(expected.weight_sum(), got.weight_sum());
+    EXPECT_EQ(expected.DigestHex(), got.DigestHex());
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, SampleIsOfTheRows) {
+  WorkerPool pool(2);
+  const Tensor x = Activations(Data::kGaussian, DType::kBF16);
+  const SecondMoment plain = Accumulate(pool, FullSpec(), x, {100});
+  for (const MomentKind kind : kOtherKinds) {
+    const SecondMoment moment =
+        AccumulateKind(pool, SpecOf(kind), x, BesideOf(kind, DType::kBF16, kTokens), {100});
+    ASSERT_EQ(moment.sample().size(), plain.sample().size());
+    for (int64_t i = 0; i < plain.sample().size(); ++i) {
+      EXPECT_EQ(moment.sample().rows()[i].values, plain.sample().rows()[i].values);
+    }
+  }
+}
+
+TEST(MomentAccumulatorKindsTest, RefuseWhatDoesNotFitAndStayAsTheyWere) {
+  WorkerPool pool(2);
+  const Tensor x = Activations(Data::kGaussian, DType::kF32, 10);
+  for (const MomentKind kind : {MomentKind::kSecondMoment, MomentKind::kWeighted,
+                                MomentKind::kCross, MomentKind::kResidual}) {
+    const MomentSpec spec = SpecOf(kind);
+    Beside beside;
+    if (kind != MomentKind::kSecondMoment) beside = BesideOf(kind, DType::kF32, 10);
+    auto accumulator = NewCpuMomentAccumulator(pool, spec, nullptr).value();
+    FeedKind(*accumulator, spec, x, beside, 0, 10, {10});
+    const SecondMoment before = accumulator->Snapshot().value();
+    const TokenChunk good = ChunkOf(spec, x, beside, 0, 10);
+    const auto refused = [&](const TokenChunk& chunk, const std::string& why) {
+      const absl::Status status = accumulator->Add("stream", 10, chunk);
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << NameOf(kind) << ": " << why;
+      EXPECT_THAT(status.message(), HasSubstr(why));
+    };
+    std::vector<float> weights(10, 1.0f);
+    TokenChunk chunk = good;
+    if (kind == MomentKind::kWeighted) {
+      chunk.weights = {};
+      refused(chunk, "expected 10, one a token; got 0");
+      for (const float bad : {-1.0f, std::numeric_limits<float>::quiet_NaN(),
+                              std::numeric_limits<float>::infinity()}) {
+        weights[7] = bad;
+        chunk.weights = weights;
+        refused(chunk, "row 7");
+      }
+    } else {
+      chunk.weights = weights;
+      refused(chunk, "token weights: expected none");
+    }
+    chunk = good;
+    if (spec.is_paired()) {
+      chunk.paired = {};
+      refused(chunk, "paired data: expected");
+      chunk.paired = good.paired.subspan(0, good.paired.size() - 4);
+      refused(chunk, "paired data: expected");
+      Tensor nan = beside.paired.Clone();
+      nan.as<float>()[3 * spec.paired_cols + 17] = std::numeric_limits<float>::quiet_NaN();
+      chunk.paired = std::as_const(nan).bytes();
+      refused(chunk, "row 3, column 17");
+    } else {
+      chunk.paired = good.data;
+      refused(chunk, "paired data: expected none");
+    }
+    const SecondMoment after = accumulator->Snapshot().value();
+    ExpectSameBits(before, after);
+    EXPECT_EQ(before.weight_sum(), after.weight_sum());
+    EXPECT_EQ(before.DigestHex(), after.DigestHex());
+  }
 }
 
 }  // namespace

@@ -366,6 +366,75 @@ TEST_F(PipelineTest, RefusesStatisticsThatDoNotFit) {
               absl::StatusCode::kFailedPrecondition, "second moment");
 }
 
+TEST_F(PipelineTest, RefusesMomentsOfOtherKindsAndShapes) {
+  const std::vector<LayerInput> layer = {{.name = "enc", .weight = &weight_}};
+  const SecondMoment plain = Statistic(activations_);
+  const auto of = [](const MomentSpec& spec) {
+    const std::vector<double> ones(spec.SumElements(), 1.0);
+    const double weight_sum = spec.kind == MomentKind::kWeighted ? 5.0 : 0.0;
+    return SecondMoment::FromMatrix(spec, 5, true, ones, weight_sum).value();
+  };
+  const SecondMoment cross = of({.kind = MomentKind::kCross, .cols = kCols, .paired_cols = kCols});
+  const SecondMoment residual =
+      of({.kind = MomentKind::kResidual, .cols = kCols, .paired_cols = kRows});
+  const auto refused = [&](const Calibration& calibration, absl::StatusCode code,
+                           const std::string& message, const std::vector<LayerInput>& layers) {
+    ExpectError(
+        QuantizeLayers(*backend_, ResolveRecipe({}).value(), layers, calibration, nullptr, nullptr)
+            .status(),
+        code, message);
+  };
+  const auto bad = absl::StatusCode::kInvalidArgument;
+  refused({.second_moment = &cross}, bad, "second_moment: expected a SECOND_MOMENT; got a CROSS",
+          layer);
+  refused({.second_moment = &plain, .second_moment_hat = &plain}, bad,
+          "cross_moment: expected both", layer);
+  refused({.second_moment = &plain, .cross_moment = &cross}, bad,
+          "second_moment_hat: expected both", layer);
+  refused({.second_moment = &plain, .second_moment_hat = &cross, .cross_moment = &cross}, bad,
+          "second_moment_hat: expected a SECOND_MOMENT", layer);
+  refused({.second_moment = &plain, .second_moment_hat = &plain, .cross_moment = &residual}, bad,
+          "cross_moment: expected a CROSS_MOMENT", layer);
+  refused({.second_moment = &plain, .residual_moment = &residual}, bad,
+          "residual_moment: expected none in a fusion group",
+          {{.name = "q", .weight = &weight_}, {.name = "k", .weight = &weight_}});
+  const SecondMoment short_residual =
+      of({.kind = MomentKind::kResidual, .cols = kCols, .paired_cols = kRows - 1});
+  refused({.second_moment = &plain, .residual_moment = &short_residual}, bad, "rows, as the weight",
+          layer);
+  const SecondMoment blocks = Statistic(
+      activations_, {.layout = MomentLayout::kBlockDiagonal, .block_size = 32, .cols = kCols});
+  refused({.second_moment = &plain, .second_moment_hat = &blocks, .cross_moment = &cross}, bad,
+          "second_moment_hat: expected a full", layer);
+  SecondMoment weightless =
+      SecondMoment::Create({.kind = MomentKind::kWeighted, .cols = kCols}).value();
+  weightless.AddTokens(5);
+  refused({.second_moment = &weightless}, absl::StatusCode::kFailedPrecondition,
+          "5 tokens have weight 0", layer);
+}
+
+TEST_F(PipelineTest, WeightsOfOneChangeNothing) {
+  const SecondMoment plain = Statistic(activations_);
+  auto accumulator =
+      backend_->NewAccumulator({.kind = MomentKind::kWeighted, .cols = kCols}, nullptr).value();
+  const std::vector<float> ones(kTokens, 1.0f);
+  ASSERT_TRUE(accumulator
+                  ->Add("s", 0,
+                        {.dtype = activations_.dtype(),
+                         .tokens = kTokens,
+                         .data = activations_.bytes(),
+                         .weights = ones})
+                  .ok());
+  const SecondMoment weighted = accumulator->Snapshot().value();
+  const Recipe wush = {.transform = TransformKind::kWush};
+  const LayerResult a = RunOne(wush, weight_, &plain);
+  const LayerResult b = RunOne(wush, weight_, &weighted);
+  ASSERT_EQ(a.tensors.size(), b.tensors.size());
+  for (size_t i = 0; i < a.tensors.size(); ++i) {
+    EXPECT_EQ(BytesOf(a.tensors[i].tensor), BytesOf(b.tensors[i].tensor)) << a.tensors[i].name;
+  }
+}
+
 TEST_F(PipelineTest, RefusesFusionGroupsThatDoNotFit) {
   const Tensor other = RandomWeight(8, 64, 11);
   ExpectError(Run({}, {{.name = "q", .weight = &weight_}, {.name = "k", .weight = &other}}, nullptr)

@@ -40,9 +40,29 @@ SecondMoment Example(MomentLayout layout, bool pending_needs_f64) {
   return moment;
 }
 
+// The kinds that hold more than x x^T: weighted, cross and residual.
+SecondMoment ExampleOf(MomentKind kind) {
+  const int64_t left = kind == MomentKind::kResidual ? 5 : kind == MomentKind::kCross ? 8 : 0;
+  const MomentSpec spec = {.kind = kind, .cols = 8, .paired_cols = left, .sample_rows = 3};
+  SecondMoment moment = SecondMoment::Create(spec).value();
+  std::mt19937 generator(2);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<double> rows(4 * spec.TokenValues());
+  for (double& value : rows) value = uniform(generator);
+  moment.SetPending(rows);
+  moment.FoldPending();
+  rows.resize(3 * spec.TokenValues());
+  moment.SetPending(rows);
+  moment.AddTokens(7);
+  if (kind == MomentKind::kWeighted) moment.AddWeight(2.75);
+  moment.mutable_sample().Add(17, std::vector<float>(8, 0.5f));
+  return moment;
+}
+
 void ExpectEqual(const SecondMoment& a, const SecondMoment& b) {
   EXPECT_EQ(a.spec(), b.spec());
   EXPECT_EQ(a.tokens(), b.tokens());
+  EXPECT_EQ(a.weight_sum(), b.weight_sum());
   EXPECT_EQ(a.DigestHex(), b.DigestHex());
   EXPECT_EQ(a.sum(), b.sum());
   EXPECT_EQ(a.pending(), b.pending());
@@ -85,6 +105,31 @@ TEST(SecondMomentBytesTest, ComesBackWhole) {
   }
 }
 
+TEST(SecondMomentBytesTest, EveryKindComesBackWhole) {
+  for (const MomentKind kind : {MomentKind::kWeighted, MomentKind::kCross, MomentKind::kResidual}) {
+    const SecondMoment moment = ExampleOf(kind);
+    const std::string bytes = moment.Serialize();
+    EXPECT_EQ(static_cast<int64_t>(bytes.size()), moment.SerializedBytes());
+    const absl::StatusOr<SecondMoment> parsed = SecondMoment::Parse(bytes);
+    ASSERT_TRUE(parsed.ok()) << NameOf(kind) << ": " << parsed.status();
+    ExpectEqual(*parsed, moment);
+  }
+}
+
+// What earlier versions wrote: version 1 had neither kinds nor the 16 bytes that belong to them.
+TEST(SecondMomentBytesTest, ReadsVersion1) {
+  for (const MomentLayout layout : {MomentLayout::kFull, MomentLayout::kBlockDiagonal}) {
+    const SecondMoment moment = Example(layout, false);
+    std::string bytes = moment.Serialize();
+    bytes.erase(88, 16);
+    bytes = With<uint32_t>(std::move(bytes), 8, 1);
+    const absl::StatusOr<SecondMoment> parsed = SecondMoment::Parse(bytes);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    ExpectEqual(*parsed, moment);
+    ExpectLost(With<uint8_t>(bytes, 14, 1), "malformed");  // a kind that it did not know
+  }
+}
+
 TEST(SecondMomentBytesTest, EveryBitFlipIsFound) {
   const std::string bytes = Example(MomentLayout::kBlockDiagonal, false).Serialize();
   for (size_t i = 0; i < bytes.size(); ++i) {
@@ -97,6 +142,10 @@ TEST(SecondMomentBytesTest, EveryBitFlipIsFound) {
 }
 
 TEST(SecondMomentBytesTest, EveryTruncationIsFound) {
+  const std::string residual = ExampleOf(MomentKind::kResidual).Serialize();
+  for (size_t size = 0; size < residual.size(); ++size) {
+    EXPECT_FALSE(SecondMoment::Parse(residual.substr(0, size)).ok()) << size;
+  }
   const std::string bytes = Example(MomentLayout::kFull, true).Serialize();
   for (size_t size = 0; size < bytes.size(); ++size) {
     EXPECT_FALSE(SecondMoment::Parse(bytes.substr(0, size)).ok()) << size;
@@ -117,7 +166,18 @@ TEST(SecondMomentBytesTest, RefusesHostileHeaders) {
   ExpectLost(With<int64_t>(bytes, 48, -1), "counts");
   ExpectLost(With<int64_t>(bytes, 72, kSliceTokens), "counts");
   ExpectLost(With<int64_t>(bytes, 80, -1), "counts");
-  ExpectLost(With<double>(bytes, 88, std::numeric_limits<double>::infinity()), "not finite");
+  ExpectLost(With<uint8_t>(bytes, 14, 4), "malformed");
+  ExpectLost(With<uint8_t>(bytes, 14, 2), "paired_cols");  // a cross moment
+  ExpectLost(With<int64_t>(bytes, 88, 8), "paired_cols");
+  ExpectLost(With<double>(bytes, 96, 1.0), "token weights");
+  ExpectLost(With<double>(bytes, 104, std::numeric_limits<double>::infinity()), "not finite");
+  const std::string residual = ExampleOf(MomentKind::kResidual).Serialize();
+  ExpectLost(With<uint8_t>(With<int64_t>(residual, 16, 4), 12, 1), "layout");
+  ExpectLost(With<int64_t>(residual, 88, int64_t{1} << 60), "paired_cols");
+  ExpectLost(With<int64_t>(residual, 88, 1 << 20), "expected");
+  const std::string weighted = ExampleOf(MomentKind::kWeighted).Serialize();
+  ExpectLost(With<double>(weighted, 96, -1.0), "token weights");
+  ExpectLost(With<double>(weighted, 96, std::numeric_limits<double>::quiet_NaN()), "weights");
 }
 
 }  // namespace

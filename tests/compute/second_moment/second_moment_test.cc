@@ -58,6 +58,31 @@ TEST(MomentSpecTest, Validates) {
   EXPECT_THAT(blocks.Validate().message(), HasSubstr("divisor of 8 columns; got 3"));
 }
 
+TEST(MomentSpecTest, ValidatesKinds) {
+  const auto message = [](const MomentSpec& spec) {
+    return std::string(spec.Validate().message());
+  };
+  EXPECT_EQ(message({.kind = MomentKind::kWeighted, .cols = 8}), "");
+  EXPECT_EQ(message({.kind = MomentKind::kCross, .cols = 8, .paired_cols = 8}), "");
+  const MomentSpec residual = {.kind = MomentKind::kResidual, .cols = 8, .paired_cols = 3};
+  EXPECT_EQ(message(residual), "");
+  EXPECT_EQ(residual.SumElements(), 24);
+  EXPECT_EQ(residual.TokenValues(), 11);
+  EXPECT_THAT(message({.cols = 8, .paired_cols = 8}), HasSubstr("expected 0 for SECOND_MOMENT"));
+  EXPECT_THAT(message({.kind = MomentKind::kCross, .cols = 8, .paired_cols = 4}),
+              HasSubstr("paired_cols: expected 8"));
+  EXPECT_THAT(message({.kind = MomentKind::kResidual, .cols = 8}), HasSubstr("paired_cols"));
+  EXPECT_THAT(
+      message({.kind = MomentKind::kResidual, .cols = 8, .paired_cols = (int64_t{1} << 20) + 1}),
+      HasSubstr("paired_cols"));
+  EXPECT_THAT(message({.kind = MomentKind::kCross,
+                       .layout = MomentLayout::kBlockDiagonal,
+                       .block_size = 4,
+                       .cols = 8,
+                       .paired_cols = 8}),
+              HasSubstr("layout: expected full"));
+}
+
 TEST(SecondMomentTest, MeansCountPendingRows) {
   const std::vector<double> folded = RandomRows(20, 1);
   const std::vector<double> pending = RandomRows(7, 2);
@@ -119,6 +144,66 @@ TEST(SecondMomentTest, MergeRefusesAnotherSpec) {
   EXPECT_EQ(a.Merge(b).code(), absl::StatusCode::kInvalidArgument);
 }
 
+// Tokens of 5 residual values and kCols inputs.
+TEST(SecondMomentTest, PairedMeansCountPendingRowsAndMerge) {
+  const MomentSpec spec = {.kind = MomentKind::kResidual, .cols = kCols, .paired_cols = 5};
+  const int64_t values = spec.TokenValues();
+  std::mt19937 generator(21);
+  std::normal_distribution<double> normal;
+  std::vector<double> rows(30 * values);
+  for (double& value : rows) value = normal(generator);
+  const auto part = [&](int64_t first, int64_t middle, int64_t last) {
+    SecondMoment moment = SecondMoment::Create(spec).value();
+    moment.SetPending({rows.begin() + first * values, rows.begin() + middle * values});
+    moment.FoldPending();
+    moment.SetPending({rows.begin() + middle * values, rows.begin() + last * values});
+    moment.AddTokens(last - first);
+    EXPECT_EQ(moment.pending_rows(), last - middle);
+    return moment;
+  };
+  SecondMoment moment = part(0, 10, 14);
+  ASSERT_TRUE(moment.Merge(part(14, 20, 27)).ok());
+  ASSERT_TRUE(moment.Merge(part(27, 27, 30)).ok());
+  moment.SetPending({});
+  const Tensor mean = moment.FullMean().value();
+  EXPECT_EQ(mean.shape(), (std::vector<int64_t>{5, kCols}));
+  const Tensor unmerged = part(0, 20, 30).FullMean().value();
+  for (int64_t i = 0; i < 5; ++i) {
+    for (int64_t j = 0; j < kCols; ++j) {
+      double want = 0.0;
+      for (int64_t t = 0; t < 30; ++t) want += rows[t * values + i] * rows[t * values + 5 + j];
+      EXPECT_NEAR(mean.as<double>()[i * kCols + j], want / 30, 1e-14);
+      EXPECT_NEAR(unmerged.as<double>()[i * kCols + j], want / 30, 1e-14);
+    }
+  }
+  EXPECT_EQ(moment.BlockDiagonalMean(4).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SecondMomentTest, WeightsAreTheDivisor) {
+  const std::vector<double> rows = RandomRows(9, 30);
+  SecondMoment weighted = Moment({.kind = MomentKind::kWeighted, .cols = kCols}, rows, {});
+  EXPECT_THAT(weighted.FullMean().status().message(), HasSubstr("9 tokens have weight 0"));
+  EXPECT_EQ(weighted.FullMean().status().code(), absl::StatusCode::kFailedPrecondition);
+  weighted.AddWeight(4.5);
+  const Tensor mean = weighted.FullMean().value();
+  const Tensor plain = Moment({.cols = kCols}, rows, {}).FullMean().value();
+  for (int64_t i = 0; i < mean.elements(); ++i) {
+    EXPECT_NEAR(mean.as<double>()[i], 2 * plain.as<double>()[i], 1e-13);
+  }
+  SecondMoment twice = weighted;
+  ASSERT_TRUE(twice.Merge(weighted).ok());
+  EXPECT_EQ(twice.weight_sum(), 9.0);
+}
+
+TEST(SecondMomentTest, KindsDoNotMerge) {
+  SecondMoment plain = SecondMoment::Create({.cols = kCols}).value();
+  const SecondMoment weighted =
+      SecondMoment::Create({.kind = MomentKind::kWeighted, .cols = kCols}).value();
+  const absl::Status status = plain.Merge(weighted);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("WEIGHTED"));
+}
+
 TEST(SecondMomentTest, DigestIsOfTheMultisetOfChunks) {
   const std::vector<double> rows = RandomRows(4, 7);
   const auto chunk = [&](int64_t row) {
@@ -137,6 +222,16 @@ TEST(SecondMomentTest, DigestIsOfTheMultisetOfChunks) {
   EXPECT_EQ(a.DigestHex(), b.DigestHex());
   b.AddChunkDigest(chunk(0));  // a chunk twice is not the same as once
   EXPECT_NE(a.DigestHex(), b.DigestHex());
+
+  // What travels beside a chunk counts, on its own side.
+  const auto paired = [&](int64_t row, int64_t beside) {
+    SecondMoment moment = SecondMoment::Create({.cols = kCols}).value();
+    moment.AddChunkDigest(chunk(row), chunk(beside));
+    return moment.DigestHex();
+  };
+  EXPECT_NE(paired(0, 1), c.DigestHex());
+  EXPECT_NE(paired(0, 1), paired(1, 0));
+  EXPECT_EQ(paired(0, 1), paired(0, 1));
 }
 
 TEST(SecondMomentTest, CountsDeadInputs) {
@@ -163,6 +258,20 @@ TEST(FromMatrixTest, TakesSumsAndMeans) {
   }
 }
 
+TEST(FromMatrixTest, TakesEveryKind) {
+  const MomentSpec cross = {.kind = MomentKind::kCross, .cols = 2, .paired_cols = 2};
+  const SecondMoment asymmetric = SecondMoment::FromMatrix(cross, 4, true, {1, -2, 5, -1}).value();
+  EXPECT_THAT(asymmetric.sum(), testing::ElementsAre(4, -8, 20, -4));
+  const MomentSpec residual = {.kind = MomentKind::kResidual, .cols = 2, .paired_cols = 3};
+  EXPECT_TRUE(SecondMoment::FromMatrix(residual, 4, false, {1, 2, 3, 4, 5, 6}).ok());
+  EXPECT_FALSE(SecondMoment::FromMatrix(residual, 4, false, {1, 2, 3, 4}).ok());
+  const MomentSpec weighted = {.kind = MomentKind::kWeighted, .cols = 2};
+  const SecondMoment from_mean =
+      SecondMoment::FromMatrix(weighted, 4, true, {1, 0, 0, 1}, 2.5).value();
+  EXPECT_THAT(from_mean.sum(), testing::ElementsAre(2.5, 0, 0, 2.5));
+  EXPECT_EQ(from_mean.tokens(), 4);
+}
+
 TEST(FromMatrixTest, RefusesWhatIsNoSecondMoment) {
   const MomentSpec spec = {.cols = 2};
   const auto refused = [&](int64_t tokens, std::vector<double> matrix, const std::string& why) {
@@ -175,6 +284,17 @@ TEST(FromMatrixTest, RefusesWhatIsNoSecondMoment) {
   refused(5, {1, 0, 0, std::numeric_limits<double>::quiet_NaN()}, "finite");
   refused(5, {-1, 0, 0, 1}, "diagonal");
   refused(5, {1, 0.5, -0.5, 1}, "symmetric");
+  const auto refused_weights = [&](MomentKind kind, double weight_sum) {
+    const MomentSpec weighted = {.kind = kind, .cols = 2};
+    const absl::Status status =
+        SecondMoment::FromMatrix(weighted, 5, true, {1, 0, 0, 1}, weight_sum).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), HasSubstr("weight_sum"));
+  };
+  refused_weights(MomentKind::kWeighted, 0.0);
+  refused_weights(MomentKind::kWeighted, -1.0);
+  refused_weights(MomentKind::kWeighted, std::numeric_limits<double>::infinity());
+  refused_weights(MomentKind::kSecondMoment, 5.0);
   // Rounding of single-precision matrices is no asymmetry.
   EXPECT_TRUE(SecondMoment::FromMatrix(spec, 5, true, {1, 0.5, 0.5000001, 1}).ok());
 }
