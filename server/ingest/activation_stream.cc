@@ -1,6 +1,7 @@
 #include "server/ingest/activation_stream.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,6 +17,22 @@ namespace {
 
 absl::Span<const std::byte> AsBytes(const std::string& data) {
   return {reinterpret_cast<const std::byte*>(data.data()), data.size()};
+}
+
+// Of everything in a chunk; of one with data alone, its CRC.
+uint32_t CrcOf(const ActivationChunk& chunk) {
+  uint32_t crc = chunk.crc32c;
+  if (!chunk.weights.empty()) {
+    crc = compute::Crc32c({reinterpret_cast<const std::byte*>(chunk.weights.data()),
+                           chunk.weights.size() * sizeof(float)},
+                          crc);
+  }
+  if (!chunk.paired.empty()) {
+    crc = compute::Crc32c(
+        {reinterpret_cast<const std::byte*>(&chunk.paired_crc32c), sizeof(chunk.paired_crc32c)},
+        crc);
+  }
+  return crc;
 }
 
 void Remember(std::vector<uint32_t>& crcs, uint32_t crc) {
@@ -53,11 +70,62 @@ absl::Status ActivationStream::CheckResent(const ActivationChunk& chunk) const {
   const int64_t back = pushed_seq_ - chunk.seq;
   if (back >= static_cast<int64_t>(recent_crcs_.size())) return absl::OkStatus();
   const uint32_t known = recent_crcs_[recent_crcs_.size() - 1 - back];
-  if (known == chunk.crc32c) return absl::OkStatus();
-  return InvalidField("chunk.crc32c",
-                      absl::StrFormat("chunk %d was accepted with CRC-32C %08x, got %08x",
-                                      chunk.seq, known, chunk.crc32c),
-                      "SEQUENCE_CONFLICT");
+  if (known == CrcOf(chunk)) return absl::OkStatus();
+  return InvalidField(
+      "chunk.crc32c",
+      absl::StrFormat("chunk %d was accepted with CRC-32C %08x%s, got %08x", chunk.seq, known,
+                      chunk.bytes() == static_cast<int64_t>(chunk.data.size())
+                          ? ""
+                          : " (of data, weights and paired data)",
+                      CrcOf(chunk)),
+      "SEQUENCE_CONFLICT");
+}
+
+absl::Status ActivationStream::CheckBytes(absl::string_view field, int64_t cols,
+                                          const ActivationChunk& chunk, const std::string& data,
+                                          uint32_t crc32c) const {
+  const compute::DType dtype = accumulated_.dtype;
+  const int64_t row_bytes = cols * static_cast<int64_t>(compute::SizeOf(dtype));
+  const auto size = static_cast<int64_t>(data.size());
+  if (size % row_bytes != 0 || size / row_bytes != chunk.rows) {
+    return InvalidField(absl::StrCat("chunk.", field),
+                        absl::StrFormat("expected rows x %d columns of %s (%d bytes a row), got %d "
+                                        "rows in %d bytes",
+                                        cols, compute::NameOf(dtype), row_bytes, chunk.rows, size));
+  }
+  if (const uint32_t actual = compute::Crc32c(AsBytes(data)); actual != crc32c) {
+    return InvalidField(field == "data" ? "chunk.crc32c" : "chunk.paired_crc32c",
+                        absl::StrFormat("the data has CRC-32C %08x, got %08x", actual, crc32c),
+                        "CRC_MISMATCH");
+  }
+  const int64_t bad = compute::FindNonFinite(dtype, AsBytes(data).data(), chunk.rows * cols);
+  if (bad < 0) return absl::OkStatus();
+  return InvalidField(absl::StrCat("chunk.", field),
+                      absl::StrFormat("expected finite values, got NaN or Inf at row %d, column "
+                                      "%d of chunk %d",
+                                      bad / cols, bad % cols, chunk.seq),
+                      "NON_FINITE");
+}
+
+absl::Status ActivationStream::CheckWeights(const ActivationChunk& chunk) const {
+  const auto count = static_cast<int64_t>(chunk.weights.size());
+  const bool weighted = target_.spec.kind == compute::MomentKind::kWeighted;
+  if (count != (weighted ? chunk.rows : 0)) {
+    const std::string expected =
+        weighted ? absl::StrCat(chunk.rows, ", one a token,") : std::string("none");
+    return InvalidField("chunk.token_weights",
+                        absl::StrFormat("expected %s for a statistic of kind %s, got %d", expected,
+                                        compute::NameOf(target_.spec.kind), count));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isfinite(chunk.weights[i]) && chunk.weights[i] >= 0) continue;
+    return InvalidField(
+        "chunk.token_weights",
+        absl::StrFormat("expected finite weights >= 0, got %g at row %d of chunk %d",
+                        chunk.weights[i], i, chunk.seq),
+        "BAD_WEIGHT");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ActivationStream::Check(const ActivationChunk& chunk) const {
@@ -65,32 +133,17 @@ absl::Status ActivationStream::Check(const ActivationChunk& chunk) const {
     return InvalidField("chunk.rows", absl::StrCat("expected at least 1 token, got ", chunk.rows),
                         "ZERO_TOKENS");
   }
-  const int64_t element = static_cast<int64_t>(compute::SizeOf(accumulated_.dtype));
-  const int64_t row_bytes = target_.cols * element;
-  const int64_t size = static_cast<int64_t>(chunk.data.size());
-  if (size % row_bytes != 0 || size / row_bytes != chunk.rows) {
-    return InvalidField(
-        "chunk.data", absl::StrFormat("expected rows x %d columns of %s (%d bytes a row), got %d "
-                                      "rows in %d bytes",
-                                      target_.cols, compute::NameOf(accumulated_.dtype), row_bytes,
-                                      chunk.rows, size));
+  const compute::MomentSpec& spec = target_.spec;
+  absl::Status status = CheckBytes("data", spec.cols, chunk, chunk.data, chunk.crc32c);
+  if (!status.ok()) return status;
+  if (status = CheckWeights(chunk); !status.ok()) return status;
+  if (spec.is_paired()) {
+    return CheckBytes("paired_data", spec.paired_cols, chunk, chunk.paired, chunk.paired_crc32c);
   }
-  if (const uint32_t actual = compute::Crc32c(AsBytes(chunk.data)); actual != chunk.crc32c) {
-    return InvalidField(
-        "chunk.crc32c",
-        absl::StrFormat("the data has CRC-32C %08x, got %08x", actual, chunk.crc32c),
-        "CRC_MISMATCH");
-  }
-  const int64_t bad = compute::FindNonFinite(accumulated_.dtype, AsBytes(chunk.data).data(),
-                                             chunk.rows * target_.cols);
-  if (bad >= 0) {
-    return InvalidField("chunk.data",
-                        absl::StrFormat("expected finite values, got NaN or Inf at row %d, column "
-                                        "%d of chunk %d",
-                                        bad / target_.cols, bad % target_.cols, chunk.seq),
-                        "NON_FINITE");
-  }
-  return absl::OkStatus();
+  if (chunk.paired.empty()) return absl::OkStatus();
+  return InvalidField("chunk.paired_data",
+                      absl::StrFormat("expected none for a statistic of kind %s, got %d bytes",
+                                      compute::NameOf(spec.kind), chunk.paired.size()));
 }
 
 absl::Status ActivationStream::Push(ActivationChunk chunk) {
@@ -108,10 +161,10 @@ absl::Status ActivationStream::Push(ActivationChunk chunk) {
   }
   if (absl::Status status = Check(chunk); !status.ok()) return status;
   pushed_seq_ = chunk.seq;
-  Remember(recent_crcs_, chunk.crc32c);
+  Remember(recent_crcs_, CrcOf(chunk));
   {
     absl::MutexLock lock(&mutex_);
-    queued_bytes_ += static_cast<int64_t>(chunk.data.size());
+    queued_bytes_ += chunk.bytes();
   }
   strand_.Post([self = shared_from_this(), chunk = std::move(chunk)] { self->Accumulate(chunk); });
   return absl::OkStatus();
@@ -123,15 +176,18 @@ int64_t ActivationStream::queued_bytes() const {
 }
 
 void ActivationStream::Accumulate(const ActivationChunk& chunk) {
-  const int64_t size = static_cast<int64_t>(chunk.data.size());
+  const int64_t size = chunk.bytes();
   if (failure_.ok()) {
-    const absl::Status status =
-        accumulator_->Add(accumulated_.stream_id, accumulated_.tokens, accumulated_.dtype,
-                          chunk.rows, AsBytes(chunk.data));
+    const absl::Status status = accumulator_->Add(accumulated_.stream_id, accumulated_.tokens,
+                                                  {.dtype = accumulated_.dtype,
+                                                   .tokens = chunk.rows,
+                                                   .data = AsBytes(chunk.data),
+                                                   .weights = chunk.weights,
+                                                   .paired = AsBytes(chunk.paired)});
     if (status.ok()) {
       accumulated_.durable_seq = chunk.seq;
       accumulated_.tokens += chunk.rows;
-      Remember(accumulated_.recent_crcs, chunk.crc32c);
+      Remember(accumulated_.recent_crcs, CrcOf(chunk));
       if (undurable_bytes_ == 0) first_undurable_ = absl::Now();
       undurable_bytes_ += size;
     } else {

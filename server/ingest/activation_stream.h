@@ -22,6 +22,14 @@ struct ActivationChunk {
   int64_t rows = 0;  // tokens
   std::string data;  // rows x cols elements
   uint32_t crc32c = 0;
+  std::vector<float> weights;  // weighted statistics: one a token
+  std::string paired;          // paired kinds: rows x paired_cols elements
+  uint32_t paired_crc32c = 0;
+
+  // What counts against credits and limits.
+  int64_t bytes() const {
+    return static_cast<int64_t>(data.size() + paired.size() + weights.size() * sizeof(float));
+  }
 };
 
 struct ActivationAck {
@@ -54,7 +62,7 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   struct Target {
     std::string tenant;
     std::string statistic;
-    int64_t cols = 0;
+    compute::MomentSpec spec;
   };
   ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor, JobStore& jobs,
                    BlobStore& blobs, CommitPolicy policy,
@@ -63,9 +71,9 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   void SetListener(ActivationListener listener);
   int64_t durable_seq() const { return opened_at_seq_; }  // when the stream was opened
 
-  // INVALID_ARGUMENT for shape, CRC, NaN or Inf, zero tokens, or a known seq with another CRC;
-  // OUT_OF_RANGE for a gap. A refused chunk changes nothing; the stream is then finished by the
-  // caller.
+  // INVALID_ARGUMENT for shape, CRC, NaN or Inf, zero tokens, weights or paired data that do not
+  // fit the statistic's kind, or a known seq with other contents; OUT_OF_RANGE for a gap. A refused
+  // chunk changes nothing; the stream is then finished by the caller.
   absl::Status Push(ActivationChunk chunk);
   void Flush();
   // Makes everything received durable, then calls `done` with the outcome.
@@ -78,6 +86,9 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
 
  private:
   absl::Status Check(const ActivationChunk& chunk) const;
+  absl::Status CheckBytes(absl::string_view field, int64_t cols, const ActivationChunk& chunk,
+                          const std::string& data, uint32_t crc32c) const;
+  absl::Status CheckWeights(const ActivationChunk& chunk) const;
   absl::Status CheckResent(const ActivationChunk& chunk) const;
   // The rest runs on the strand.
   void Accumulate(const ActivationChunk& chunk);
@@ -98,7 +109,7 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
 
   // Of the pushing thread.
   int64_t pushed_seq_;
-  std::vector<uint32_t> recent_crcs_;  // of the chunks up to pushed_seq_
+  std::vector<uint32_t> recent_crcs_;  // CrcOf the chunks up to pushed_seq_
 
   mutable absl::Mutex mutex_;
   int64_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

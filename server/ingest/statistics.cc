@@ -15,6 +15,16 @@ constexpr absl::Duration kTick = absl::Milliseconds(50);
 
 absl::Status CheckSameSpec(const StatisticRecord& stored, const compute::MomentSpec& asked) {
   const compute::MomentSpec& spec = stored.spec;
+  if (asked.kind != spec.kind) {
+    return InvalidField("header.kind",
+                        absl::StrFormat("expected %s as the statistic was created with, got %s",
+                                        compute::NameOf(spec.kind), compute::NameOf(asked.kind)));
+  }
+  if (asked.paired_cols != spec.paired_cols) {
+    return InvalidField("header.paired_cols",
+                        absl::StrFormat("expected %d as the statistic was created with, got %d",
+                                        spec.paired_cols, asked.paired_cols));
+  }
   if (asked.cols != spec.cols) {
     return InvalidField("header.cols", absl::StrFormat("expected %d as the statistic was created "
                                                        "with, got %d",
@@ -123,13 +133,18 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::Open(const Declara
                         absl::StrFormat("expected 1..%d (limits.max_dimension), got %d",
                                         options_.max_dimension, d.spec.cols));
   }
+  if (d.spec.paired_cols > options_.max_dimension) {
+    return InvalidField("header.paired_cols",
+                        absl::StrFormat("expected at most %d (limits.max_dimension), got %d",
+                                        options_.max_dimension, d.spec.paired_cols));
+  }
   const int64_t bytes = d.spec.SumElements() * static_cast<int64_t>(sizeof(double));
   if (bytes > options_.max_moment_bytes) {
-    return InvalidField("header.cols",
-                        absl::StrFormat("a second moment of %d columns takes %d bytes, at most %d "
-                                        "are allowed (limits.max_weight_bytes); use layout "
-                                        "BLOCK_DIAGONAL",
-                                        d.spec.cols, bytes, options_.max_moment_bytes));
+    return InvalidField(
+        "header.cols", absl::StrFormat("a moment of %d x %d takes %d bytes, at most %d "
+                                       "are allowed (limits.max_weight_bytes)%s",
+                                       d.spec.rows(), d.spec.cols, bytes, options_.max_moment_bytes,
+                                       d.spec.is_paired() ? "" : "; use layout BLOCK_DIAGONAL"));
   }
   if (absl::Status status = Hold(d); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<ActivationStream>> stream = OpenHeld(d);
@@ -183,7 +198,7 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
       backend_.NewAccumulator(record->spec, start.get());
   if (!accumulator.ok()) return accumulator.status();
   return std::make_shared<ActivationStream>(
-      ActivationStream::Target{d.tenant, d.statistic, d.spec.cols}, std::move(stream), executor_,
+      ActivationStream::Target{d.tenant, d.statistic, record->spec}, std::move(stream), executor_,
       jobs_, blobs_, options_.commit, std::move(*accumulator));
 }
 

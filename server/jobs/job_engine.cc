@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "compute/formats/safetensors.h"
-#include "compute/pipeline/pipeline.h"
 #include "server/errors/error.h"
 
 namespace quantd::server {
@@ -123,31 +122,14 @@ absl::StatusOr<JobEstimate> JobEngine::Validate(JobRecord& job) const {
 absl::Status JobEngine::CheckStatistics(const JobRecord& job) const {
   std::map<std::string, absl::StatusOr<StatisticRecord>> known;
   for (size_t i = 0; i < job.layers.size(); ++i) {
-    const LayerRecord& layer = job.layers[i];
-    if (layer.statistic_id.empty()) continue;
-    const auto [found, is_new] = known.try_emplace(layer.statistic_id);
-    if (is_new) found->second = jobs_.GetStatistic(job.tenant, layer.statistic_id);
-    const absl::StatusOr<StatisticRecord>& statistic = found->second;
-    if (absl::IsNotFound(statistic.status())) continue;
-    if (!statistic.ok()) return statistic.status();
-    const std::string field = absl::StrCat("job.layers[", i, "].statistic");
-    if (statistic->spec.cols != layer.cols) {
-      return InvalidField(field, absl::StrFormat("expected one of %d columns, as the layer has, "
-                                                 "got one of %d",
-                                                 layer.cols, statistic->spec.cols));
-    }
-    if (statistic->spec.layout == compute::MomentLayout::kFull) continue;
-    if (compute::NeedsFullSecondMoment(layer.recipe)) {
-      return InvalidField(field,
-                          "expected a full second moment, which the recipe needs, got a "
-                          "block-diagonal one");
-    }
-    if (compute::NeedsSecondMoment(layer.recipe) &&
-        statistic->spec.block_size % layer.recipe.transform_block_size != 0) {
-      return InvalidField(
-          field, absl::StrFormat("expected diagonal blocks of a multiple of %d "
-                                 "columns (transform_block_size), got %d",
-                                 layer.recipe.transform_block_size, statistic->spec.block_size));
+    for (const StatisticUse& use : StatisticsOf(job.layers[i])) {
+      const auto [found, is_new] = known.try_emplace(use.statistic_id);
+      if (is_new) found->second = jobs_.GetStatistic(job.tenant, use.statistic_id);
+      const absl::StatusOr<StatisticRecord>& statistic = found->second;
+      if (absl::IsNotFound(statistic.status())) continue;
+      if (!statistic.ok()) return statistic.status();
+      absl::Status status = CheckStatistic(job.layers[i], i, use, statistic->spec);
+      if (!status.ok()) return status;
     }
   }
   return absl::OkStatus();
@@ -236,11 +218,13 @@ absl::StatusOr<bool> JobEngine::IsReady(const JobRecord& job, const LayerGroup& 
   for (const size_t index : group.members) {
     if (job.layers[index].weight.name.empty()) return false;
   }
-  if (group.statistic_id.empty()) return true;
-  absl::StatusOr<StatisticRecord> statistic = jobs_.GetStatistic(job.tenant, group.statistic_id);
-  if (absl::IsNotFound(statistic.status())) return false;
-  if (!statistic.ok()) return statistic.status();
-  return statistic->sealed;
+  for (const StatisticUse& use : group.statistics) {
+    absl::StatusOr<StatisticRecord> statistic = jobs_.GetStatistic(job.tenant, use.statistic_id);
+    if (absl::IsNotFound(statistic.status())) return false;
+    if (!statistic.ok()) return statistic.status();
+    if (!statistic->sealed) return false;
+  }
+  return true;
 }
 
 absl::StatusOr<std::set<std::string>> JobEngine::ReadyGroups(const JobKey& key) const {
@@ -270,12 +254,14 @@ void JobEngine::RefreshLocked(const JobKey& key) {
           const LayerRecord& first = job.layers[group.members.front()];
           if (first.state != LayerState::kWaiting) continue;
           if (!ready_groups->contains(group.key)) {
-            live->second.waiting_for.push_back(group.statistic_id);
+            for (const StatisticUse& use : group.statistics) {
+              live->second.waiting_for.push_back(use.statistic_id);
+            }
             continue;
           }
           for (const size_t index : group.members) job.layers[index].state = LayerState::kQueued;
           const compute::LayerEstimate estimate = compute::EstimateLayer(
-              first.recipe, group.rows, group.cols, !group.statistic_id.empty());
+              first.recipe, group.rows, group.cols, !first.statistic_id.empty());
           ready.push_back(
               {key.first, key.second, group.key, estimate.device_seconds, estimate.peak_bytes});
         }
@@ -391,6 +377,32 @@ absl::StatusOr<std::vector<compute::Tensor>> JobEngine::LoadWeights(const JobRec
   return weights;
 }
 
+// Checked again: a statistic may have come after the job.
+absl::StatusOr<JobEngine::LoadedStatistics> JobEngine::LoadStatistics(
+    const JobRecord& job, const LayerGroup& group) const {
+  LoadedStatistics loaded;
+  for (const StatisticUse& use : group.statistics) {
+    absl::StatusOr<compute::SecondMoment> moment = load_moment_(job.tenant, use.statistic_id);
+    if (!moment.ok()) return moment.status();
+    for (const size_t index : group.members) {
+      absl::Status status = CheckStatistic(job.layers[index], index, use, moment->spec());
+      if (!status.ok()) return status;
+    }
+    if (absl::Status status = moment->CheckUsable(); !status.ok()) {
+      return FailedPrecondition(
+          "STATISTIC_EMPTY", absl::StrCat("tenants/", job.tenant, "/statistics/", use.statistic_id),
+          absl::StrCat(use.field, ": ", status.message()));
+    }
+    loaded.moments.push_back(std::make_unique<compute::SecondMoment>(*std::move(moment)));
+    const compute::SecondMoment* kept = loaded.moments.back().get();
+    if (use.field == "statistic") loaded.calibration.second_moment = kept;
+    if (use.field == "second_moment_hat") loaded.calibration.second_moment_hat = kept;
+    if (use.field == "cross_moment") loaded.calibration.cross_moment = kept;
+    if (use.field == "residual_moment") loaded.calibration.residual_moment = kept;
+  }
+  return loaded;
+}
+
 absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item,
                                  const std::shared_ptr<RunningGroup>& running,
                                  double& device_seconds) {
@@ -406,18 +418,13 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
   for (size_t i = 0; i < group->members.size(); ++i) {
     inputs.push_back({job->layers[group->members[i]].layer_id, &(*weights)[i]});
   }
-  std::optional<compute::SecondMoment> moment;
-  if (!group->statistic_id.empty()) {
-    absl::StatusOr<compute::SecondMoment> loaded = load_moment_(item.tenant, group->statistic_id);
-    if (!loaded.ok()) return loaded.status();
-    moment = std::move(*loaded);
-  }
+  absl::StatusOr<LoadedStatistics> statistics = LoadStatistics(*job, *group);
+  if (!statistics.ok()) return statistics.status();
   const JobKey key{item.tenant, item.job_id};
   const absl::Time started = absl::Now();
   absl::StatusOr<std::vector<compute::LayerResult>> results = compute::QuantizeLayers(
-      backend, job->layers[group->members.front()].recipe, inputs,
-      {.second_moment = moment.has_value() ? &*moment : nullptr}, &running->cancel,
-      [&](const compute::PipelineProgress& progress) {
+      backend, job->layers[group->members.front()].recipe, inputs, statistics->calibration,
+      &running->cancel, [&](const compute::PipelineProgress& progress) {
         absl::MutexLock lock(&mutex_);
         running->progress = {std::string(progress.stage), progress.fraction};
         NotifyLocked(key);

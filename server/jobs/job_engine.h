@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "compute/backend/backend.h"
+#include "compute/pipeline/pipeline.h"
 #include "compute/stages/report.h"
 #include "server/jobs/job_rules.h"
 #include "server/jobs/scheduler.h"
@@ -119,6 +120,13 @@ class JobEngine {
                         const std::shared_ptr<RunningGroup>& running, double& device_seconds);
   absl::StatusOr<std::vector<compute::Tensor>> LoadWeights(const JobRecord& job,
                                                            const LayerGroup& group) const;
+  // Statistics of a group and what they are to it.
+  struct LoadedStatistics {
+    std::vector<std::unique_ptr<compute::SecondMoment>> moments;
+    compute::Calibration calibration;
+  };
+  absl::StatusOr<LoadedStatistics> LoadStatistics(const JobRecord& job,
+                                                  const LayerGroup& group) const;
   absl::Status CommitFailure(const WorkItem& item, const absl::Status& failure);
 
   JobStore& jobs_;

@@ -38,6 +38,35 @@ absl::Status CheckShape(const LayerRecord& layer, size_t index, const JobLimits&
   return absl::OkStatus();
 }
 
+// Which statistics the recipe needs and reads: ignoring one would give another result than its
+// owner thinks.
+absl::Status CheckUses(const LayerRecord& layer, size_t index) {
+  const compute::Recipe& recipe = layer.recipe;
+  const absl::string_view method = compute::NameOf(recipe.method);
+  const auto needed = [&](absl::string_view field, absl::string_view by) {
+    return InvalidField(Field(index, field),
+                        absl::StrFormat("expected a statistic, which %s needs, got none", by));
+  };
+  const bool has_hat = !layer.second_moment_hat_id.empty();
+  const bool has_cross = !layer.cross_moment_id.empty();
+  for (const StatisticUse& use : StatisticsOf(layer)) {
+    if (use.field == "statistic") continue;
+    const bool is_residual = use.field == "residual_moment";
+    if (is_residual ? compute::ReadsResidual(recipe) : compute::ReadsDrift(recipe)) continue;
+    return InvalidField(Field(index, use.field),
+                        absl::StrFormat("expected none: method %s%s does not read it", method,
+                                        recipe.method == compute::Method::kGptq && !is_residual
+                                            ? " without its asymmetric term"
+                                            : ""));
+  }
+  if (compute::NeedsDrift(recipe) && !has_hat && !has_cross) {
+    return needed("second_moment_hat", "the asymmetric term of gptq");
+  }
+  if (has_hat && !has_cross) return needed("cross_moment", "second_moment_hat");
+  if (has_cross && !has_hat) return needed("second_moment_hat", "cross_moment");
+  return absl::OkStatus();
+}
+
 absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& limits,
                           const compute::Backend& backend) {
   if (!compute::IsFloat(layer.dtype)) {
@@ -49,6 +78,7 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   const absl::StatusOr<compute::Recipe> resolved = compute::ResolveRecipe(layer.recipe);
   if (!resolved.ok()) return InvalidFieldWithin(recipe_field, resolved.status());
   layer.recipe = *resolved;
+  if (absl::Status s = CheckUses(layer, index); !s.ok()) return s;
   if (absl::Status s = compute::CheckRunnable(backend, layer.recipe); !s.ok())
     return Annotate(s, recipe_field);
   if (absl::Status s = compute::CheckGeometry(layer.recipe, layer.rows, layer.cols); !s.ok()) {
@@ -57,7 +87,8 @@ absl::Status PrepareLayer(LayerRecord& layer, size_t index, const JobLimits& lim
   if (compute::NeedsSecondMoment(layer.recipe) && layer.statistic_id.empty()) {
     return InvalidField(Field(index, "statistic"),
                         absl::StrCat("expected a statistic, which transform ",
-                                     compute::NameOf(layer.recipe.transform), " needs, got none"));
+                                     compute::NameOf(layer.recipe.transform), " with method ",
+                                     compute::NameOf(layer.recipe.method), " needs, got none"));
   }
   return absl::OkStatus();
 }
@@ -74,12 +105,73 @@ absl::Status CheckFusion(const JobRecord& job, const LayerGroup& group) {
     };
     if (layer.cols != first.cols) return differs("cols");
     if (layer.statistic_id != first.statistic_id) return differs("statistic");
+    if (layer.second_moment_hat_id != first.second_moment_hat_id) {
+      return differs("second_moment_hat");
+    }
+    if (layer.cross_moment_id != first.cross_moment_id) return differs("cross_moment");
+    if (!layer.residual_moment_id.empty() && group.members.size() > 1) {
+      return InvalidField(
+          Field(index, "residual_moment"),
+          absl::StrFormat("expected none in a fusion group of %d layers: a residual "
+                          "moment is of one layer's outputs",
+                          group.members.size()));
+    }
     if (compute::ToJson(layer.recipe) != compute::ToJson(first.recipe)) return differs("recipe");
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+std::vector<StatisticUse> StatisticsOf(const LayerRecord& layer) {
+  std::vector<StatisticUse> uses = {{"statistic", layer.statistic_id},
+                                    {"second_moment_hat", layer.second_moment_hat_id},
+                                    {"cross_moment", layer.cross_moment_id},
+                                    {"residual_moment", layer.residual_moment_id}};
+  std::erase_if(uses, [](const StatisticUse& use) { return use.statistic_id.empty(); });
+  return uses;
+}
+
+absl::Status CheckStatistic(const LayerRecord& layer, size_t index, const StatisticUse& use,
+                            const compute::MomentSpec& spec) {
+  using compute::MomentKind;
+  const std::string field = Field(index, use.field);
+  const bool is_cross = use.field == "cross_moment";
+  const bool is_residual = use.field == "residual_moment";
+  const bool fits = is_cross      ? spec.kind == MomentKind::kCross
+                    : is_residual ? spec.kind == MomentKind::kResidual
+                                  : !spec.is_paired();
+  if (!fits) {
+    return InvalidField(field, absl::StrFormat("expected a statistic of kind %s, got %s",
+                                               is_cross      ? "CROSS_MOMENT"
+                                               : is_residual ? "RESIDUAL_MOMENT"
+                                                             : "SECOND_MOMENT or WEIGHTED",
+                                               compute::NameOf(spec.kind)));
+  }
+  if (spec.cols != layer.cols) {
+    return InvalidField(field, absl::StrFormat("expected one of %d columns, as the layer has, "
+                                               "got one of %d",
+                                               layer.cols, spec.cols));
+  }
+  if (is_residual && spec.paired_cols != layer.rows) {
+    return InvalidField(field, absl::StrFormat("expected one of %d paired columns, the rows of the "
+                                               "layer, got one of %d",
+                                               layer.rows, spec.paired_cols));
+  }
+  if (spec.layout == compute::MomentLayout::kFull) return absl::OkStatus();
+  if (use.field != "statistic" || compute::NeedsFullSecondMoment(layer.recipe)) {
+    return InvalidField(field,
+                        "expected a full second moment, which the recipe needs, got a "
+                        "block-diagonal one");
+  }
+  if (compute::NeedsSecondMoment(layer.recipe) &&
+      spec.block_size % layer.recipe.transform_block_size != 0) {
+    return InvalidField(field, absl::StrFormat("expected diagonal blocks of a multiple of %d "
+                                               "columns (transform_block_size), got %d",
+                                               layer.recipe.transform_block_size, spec.block_size));
+  }
+  return absl::OkStatus();
+}
 
 std::vector<LayerGroup> GroupsOf(const JobRecord& job) {
   std::vector<LayerGroup> groups;
@@ -89,7 +181,7 @@ std::vector<LayerGroup> GroupsOf(const JobRecord& job) {
     const std::string key = layer.fusion_group.empty() ? absl::StrCat("layer/", layer.layer_id)
                                                        : absl::StrCat("group/", layer.fusion_group);
     const auto [found, is_new] = by_key.try_emplace(key, groups.size());
-    if (is_new) groups.push_back({key, layer.statistic_id, {}, 0, layer.cols});
+    if (is_new) groups.push_back({key, StatisticsOf(layer), {}, 0, layer.cols});
     LayerGroup& group = groups[found->second];
     group.members.push_back(i);
     group.rows += layer.rows;
@@ -124,7 +216,7 @@ absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
     if (absl::Status s = CheckFusion(job, group); !s.ok()) return s;
     const LayerRecord& first = job.layers[group.members.front()];
     const compute::LayerEstimate part =
-        compute::EstimateLayer(first.recipe, group.rows, group.cols, !group.statistic_id.empty());
+        compute::EstimateLayer(first.recipe, group.rows, group.cols, !first.statistic_id.empty());
     if (part.peak_bytes > limits.max_layer_bytes) {
       return QuotaExceeded("LAYER_TOO_LARGE", Field(group.members.front(), "rows"),
                            absl::StrFormat("quantizing %s needs %d bytes of device memory, at most "

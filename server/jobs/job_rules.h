@@ -21,12 +21,21 @@ struct JobLimits {
   int64_t max_layer_bytes = int64_t{16} << 30;  // peak device memory of one fusion group
 };
 
+// A statistic that a layer reads, and the field of the API's Layer that names it: "statistic",
+// "second_moment_hat", "cross_moment" or "residual_moment".
+struct StatisticUse {
+  absl::string_view field;
+  std::string statistic_id;
+};
+// Those that a layer names, in that order.
+std::vector<StatisticUse> StatisticsOf(const LayerRecord& layer);
+
 // Layers that are quantized together: a fusion group, or one layer by itself.
 struct LayerGroup {
-  std::string key;              // unique in the job
-  std::string statistic_id;     // empty: none
-  std::vector<size_t> members;  // indices into JobRecord::layers
-  int64_t rows = 0;             // of all members
+  std::string key;                       // unique in the job
+  std::vector<StatisticUse> statistics;  // the same for every member
+  std::vector<size_t> members;           // indices into JobRecord::layers
+  int64_t rows = 0;                      // of all members
   int64_t cols = 0;
 };
 std::vector<LayerGroup> GroupsOf(const JobRecord& job);
@@ -42,6 +51,11 @@ struct JobEstimate {
 // ("layers[2].cols"), RESOURCE_EXHAUSTED a limit, UNIMPLEMENTED what this build lacks.
 absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
                                        const compute::Backend& backend);
+
+// Whether a statistic is what layer `index` of the job needs it to be: kind, shape and layout.
+// INVALID_ARGUMENT names the field.
+absl::Status CheckStatistic(const LayerRecord& layer, size_t index, const StatisticUse& use,
+                            const compute::MomentSpec& spec);
 
 // State, finished_layers and end_time from the layers' states.
 void DeriveJobState(JobRecord& job, absl::Time now);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -72,6 +73,12 @@ constexpr EnumTable<v1::BlockOrder, compute::BlockOrder, 2> kBlockOrders = {{
     {v1::ASCENDING, compute::BlockOrder::kAscending},
     {v1::DESCENDING, compute::BlockOrder::kDescending},
 }};
+constexpr EnumTable<v1::StatisticKind, compute::MomentKind, 4> kStatisticKinds = {{
+    {v1::SECOND_MOMENT, compute::MomentKind::kSecondMoment},
+    {v1::WEIGHTED, compute::MomentKind::kWeighted},
+    {v1::CROSS_MOMENT, compute::MomentKind::kCross},
+    {v1::RESIDUAL_MOMENT, compute::MomentKind::kResidual},
+}};
 constexpr EnumTable<v1::LayerState, LayerState, 6> kLayerStates = {{
     {v1::LAYER_WAITING, LayerState::kWaiting},
     {v1::LAYER_QUEUED, LayerState::kQueued},
@@ -131,10 +138,15 @@ absl::StatusOr<LayerRecord> LayerFromProto(const std::string& field, const v1::L
     return s;
   }
   layer.fusion_group = message.fusion_group();
-  if (!message.statistic().empty()) {
-    const auto name = ParseStatisticName(field + ".statistic", message.statistic(), tenant);
-    if (!name.ok()) return name.status();
-    layer.statistic_id = name->first;
+  for (const auto& [name, value, id] :
+       {std::tuple(".statistic", &message.statistic(), &layer.statistic_id),
+        std::tuple(".second_moment_hat", &message.second_moment_hat(), &layer.second_moment_hat_id),
+        std::tuple(".cross_moment", &message.cross_moment(), &layer.cross_moment_id),
+        std::tuple(".residual_moment", &message.residual_moment(), &layer.residual_moment_id)}) {
+    if (value->empty()) continue;
+    const auto statistic = ParseStatisticName(field + name, *value, tenant);
+    if (!statistic.ok()) return statistic.status();
+    *id = statistic->first;
   }
   layer.has_own_recipe = message.has_recipe();
   layer.recipe = job_recipe;
@@ -154,15 +166,54 @@ v1::Layer LayerToProto(const JobRecord& job, const LayerRecord& layer) {
   message.set_cols(layer.cols);
   message.set_dtype(ToProto(layer.dtype));
   message.set_fusion_group(layer.fusion_group);
-  if (!layer.statistic_id.empty()) {
-    message.set_statistic(StatisticName(job.tenant, layer.statistic_id));
-  }
+  const auto name_of = [&](const std::string& id) {
+    return id.empty() ? std::string() : StatisticName(job.tenant, id);
+  };
+  message.set_statistic(name_of(layer.statistic_id));
+  message.set_second_moment_hat(name_of(layer.second_moment_hat_id));
+  message.set_cross_moment(name_of(layer.cross_moment_id));
+  message.set_residual_moment(name_of(layer.residual_moment_id));
   if (layer.has_own_recipe) *message.mutable_recipe() = ToProto(layer.recipe);
   message.set_state(ToEnum(kLayerStates, layer.state));
   if (!layer.error.ok()) message.mutable_error()->ParseFromString(ToRpcStatusBytes(layer.error));
   message.set_progress(HasEnded(layer.state) ? 1.0 : 0.0);
   message.set_device_seconds(layer.device_seconds);
   return message;
+}
+
+// The fields that both headers have. Ranges are left to MomentSpec::Validate.
+template <typename Header>
+absl::StatusOr<compute::MomentSpec> SpecWithoutSample(const Header& header) {
+  compute::MomentSpec spec;
+  if (header.kind() != v1::STATISTIC_KIND_UNSPECIFIED) {
+    const auto kind = FromEnum(kStatisticKinds, "header.kind", header.kind());
+    if (!kind.ok()) {
+      return Error(absl::StatusCode::kUnimplemented, "KIND_NOT_SUPPORTED",
+                   absl::StrCat("header.kind: this server knows SECOND_MOMENT, WEIGHTED, "
+                                "CROSS_MOMENT and RESIDUAL_MOMENT, got ",
+                                static_cast<int>(header.kind())));
+    }
+    spec.kind = *kind;
+  }
+  if (header.layout() != v1::MOMENT_LAYOUT_UNSPECIFIED && header.layout() != v1::FULL &&
+      header.layout() != v1::BLOCK_DIAGONAL) {
+    return InvalidField("header.layout", absl::StrCat("expected FULL or BLOCK_DIAGONAL, got ",
+                                                      static_cast<int>(header.layout())));
+  }
+  if (header.layout() == v1::BLOCK_DIAGONAL) {
+    if (header.block_size() < 16 || header.block_size() > 256) {
+      return InvalidField("header.block_size",
+                          absl::StrCat("expected 16..256, got ", header.block_size()));
+    }
+    spec.layout = compute::MomentLayout::kBlockDiagonal;
+    spec.block_size = header.block_size();
+  }
+  spec.cols = header.cols();
+  spec.paired_cols = header.paired_cols();
+  if (spec.kind == compute::MomentKind::kCross && spec.paired_cols == 0) {
+    spec.paired_cols = spec.cols;
+  }
+  return spec;
 }
 
 }  // namespace
@@ -313,32 +364,31 @@ v1::MomentLayout ToProto(compute::MomentLayout layout) {
   return layout == compute::MomentLayout::kFull ? v1::FULL : v1::BLOCK_DIAGONAL;
 }
 
-absl::StatusOr<compute::MomentSpec> MomentSpecFromProto(v1::MomentLayout layout, int32_t block_size,
-                                                        int64_t cols, int64_t sample_rows,
-                                                        uint64_t sample_seed) {
-  if (layout != v1::MOMENT_LAYOUT_UNSPECIFIED && layout != v1::FULL &&
-      layout != v1::BLOCK_DIAGONAL) {
-    return InvalidField("header.layout", absl::StrCat("expected FULL or BLOCK_DIAGONAL, got ",
-                                                      static_cast<int>(layout)));
-  }
-  if (layout == v1::BLOCK_DIAGONAL && (block_size < 16 || block_size > 256)) {
-    return InvalidField("header.block_size", absl::StrCat("expected 16..256, got ", block_size));
-  }
-  compute::MomentSpec spec;
-  spec.layout = layout == v1::BLOCK_DIAGONAL ? compute::MomentLayout::kBlockDiagonal
-                                             : compute::MomentLayout::kFull;
-  spec.block_size = spec.layout == compute::MomentLayout::kBlockDiagonal ? block_size : 0;
-  spec.cols = cols;
-  spec.sample_rows = sample_rows;
-  spec.sample_seed = sample_seed;
-  if (absl::Status s = spec.Validate(); !s.ok()) return InvalidFieldWithin("header", s);
+v1::StatisticKind ToProto(compute::MomentKind kind) { return ToEnum(kStatisticKinds, kind); }
+
+absl::StatusOr<compute::MomentSpec> FromProto(const v1::ActivationHeader& header) {
+  constexpr int kDefaultSampleRows = 512;
+  absl::StatusOr<compute::MomentSpec> spec = SpecWithoutSample(header);
+  if (!spec.ok()) return spec;
+  spec->sample_rows = header.has_sample_rows() ? header.sample_rows() : kDefaultSampleRows;
+  spec->sample_seed = header.sample_seed();
+  if (absl::Status s = spec->Validate(); !s.ok()) return InvalidFieldWithin("header", s);
+  return spec;
+}
+
+absl::StatusOr<compute::MomentSpec> FromProto(const v1::StatisticHeader& header) {
+  absl::StatusOr<compute::MomentSpec> spec = SpecWithoutSample(header);
+  if (!spec.ok()) return spec;
+  spec->sample_rows = header.sample_rows();
+  if (absl::Status s = spec->Validate(); !s.ok()) return InvalidFieldWithin("header", s);
   return spec;
 }
 
 v1::Statistic ToProto(const StatisticRecord& record) {
   v1::Statistic message;
   message.set_name(StatisticName(record.tenant, record.statistic_id));
-  message.set_kind(v1::SECOND_MOMENT);
+  message.set_kind(ToProto(record.spec.kind));
+  message.set_paired_cols(record.spec.paired_cols);
   message.set_layout(ToProto(record.spec.layout));
   message.set_block_size(static_cast<int32_t>(record.spec.block_size));
   message.set_cols(record.spec.cols);
@@ -416,8 +466,7 @@ absl::StatusOr<int> PageSize(int32_t requested) {
   return requested == 0 ? kDefault : std::min<int>(requested, kMost);
 }
 
-absl::Status CheckChunkSize(absl::string_view data) {
-  const int64_t size = static_cast<int64_t>(data.size());
+absl::Status CheckChunkSize(int64_t size) {
   if (size <= kMaxChunkBytes) return absl::OkStatus();
   return InvalidField("chunk.data",
                       absl::StrFormat("expected at most %d bytes (limits."

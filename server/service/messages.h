@@ -26,10 +26,11 @@ v1::Job ToProto(const JobView& view);
 v1::Job ToProto(const JobRecord& job);
 
 v1::Statistic ToProto(const StatisticRecord& statistic);
-absl::StatusOr<compute::MomentSpec> MomentSpecFromProto(v1::MomentLayout layout, int32_t block_size,
-                                                        int64_t cols, int64_t sample_rows,
-                                                        uint64_t sample_seed);
+// What a header says about its statistic. UNIMPLEMENTED for a kind that is not known here.
+absl::StatusOr<compute::MomentSpec> FromProto(const v1::ActivationHeader& header);
+absl::StatusOr<compute::MomentSpec> FromProto(const v1::StatisticHeader& header);
 v1::MomentLayout ToProto(compute::MomentLayout layout);
+v1::StatisticKind ToProto(compute::MomentKind kind);
 
 v1::Artifact ToProto(const ArtifactRecord& artifact, absl::string_view tenant,
                      absl::string_view job);
@@ -43,7 +44,7 @@ absl::StatusOr<int> PageSize(int32_t requested);
 inline constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
 // Bytes of a chunk's data that surely fit a message.
 inline constexpr int64_t kMaxChunkBytes = kMaxMessageBytes - (int64_t{64} << 10);
-// INVALID_ARGUMENT for chunk data above kMaxChunkBytes.
-absl::Status CheckChunkSize(absl::string_view data);
+// INVALID_ARGUMENT for a chunk whose data takes more than kMaxChunkBytes.
+absl::Status CheckChunkSize(int64_t bytes);
 
 }  // namespace quantd::server

@@ -1,6 +1,7 @@
 #include "server/service/moment_transfer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -71,15 +72,23 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
                           absl::StrCat("expected at least 1 token, got ", header.tokens()),
                           "ZERO_TOKENS");
     }
-    const auto spec = MomentSpecFromProto(header.layout(), header.block_size(), header.cols(),
-                                          header.sample_rows(), 0);
+    const auto spec = FromProto(header);
     if (!spec.ok()) return spec.status();
     const int64_t memory = spec->SumElements() * static_cast<int64_t>(sizeof(double));
     if (memory > statistics_.options().max_moment_bytes) {
-      return InvalidField("header.cols", absl::StrFormat("a second moment of %d columns takes %d "
-                                                         "bytes, at most %d are allowed",
-                                                         header.cols(), memory,
-                                                         statistics_.options().max_moment_bytes));
+      return InvalidField(
+          "header.cols",
+          absl::StrFormat("a moment of %d x %d takes %d bytes, at most %d are allowed",
+                          spec->rows(), spec->cols, memory,
+                          statistics_.options().max_moment_bytes));
+    }
+    const bool weighted = spec->kind == compute::MomentKind::kWeighted;
+    if (weighted ? !(header.weight_sum() > 0 && std::isfinite(header.weight_sum()))
+                 : header.weight_sum() != 0) {
+      return InvalidField("header.weight_sum",
+                          absl::StrFormat("expected %s for kind %s, got %g",
+                                          weighted ? "a finite sum above 0" : "0",
+                                          compute::NameOf(spec->kind), header.weight_sum()));
     }
     id_ = name->first;
     spec_ = *spec;
@@ -92,7 +101,8 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
 
   absl::Status OnChunk(const v1::StatisticChunk& chunk) {
     if (!header_.has_value()) return InvalidField("chunk", "expected a header first");
-    if (absl::Status s = CheckChunkSize(chunk.data()); !s.ok()) return s;
+    if (absl::Status s = CheckChunkSize(static_cast<int64_t>(chunk.data().size())); !s.ok())
+      return s;
     const int64_t have = static_cast<int64_t>(bytes_.size());
     const int64_t count = static_cast<int64_t>(chunk.data().size());
     if (chunk.offset() != have) {
@@ -130,7 +140,8 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
     std::vector<double> matrix(spec_.SumElements());
     compute::ConvertToDouble(dtype_, AsBytes(bytes_).data(), spec_.SumElements(), matrix.data());
     absl::StatusOr<compute::SecondMoment> moment = compute::SecondMoment::FromMatrix(
-        spec_, header_->tokens(), header_->normalization() == v1::MEAN, matrix);
+        spec_, header_->tokens(), header_->normalization() == v1::MEAN, matrix,
+        header_->weight_sum());
     if (!moment.ok()) return InvalidField("chunk.data", moment.status());
     if (absl::Status s = AddSample(*moment); !s.ok()) return s;
     moment->AddChunkDigest(AsBytes(bytes_));
@@ -204,6 +215,9 @@ class MomentExport {
     const compute::MomentSpec& spec = moment->spec();
     v1::StatisticHeader* header = response.mutable_header();
     header->set_statistic(StatisticName(name_.tenant, name_.first));
+    header->set_kind(ToProto(spec.kind));
+    header->set_paired_cols(spec.paired_cols);
+    header->set_weight_sum(moment->weight_sum());
     header->set_layout(ToProto(spec.layout));
     header->set_block_size(static_cast<int32_t>(spec.block_size));
     header->set_cols(spec.cols);

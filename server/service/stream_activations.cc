@@ -21,17 +21,7 @@ absl::StatusOr<Statistics::Declaration> ToDeclaration(const v1::ActivationHeader
   if (absl::Status s = CheckId("header.stream_id", header.stream_id(), 64); !s.ok()) return s;
   const auto dtype = FromProto("header.dtype", header.dtype());
   if (!dtype.ok()) return dtype.status();
-  if (header.kind() != v1::STATISTIC_KIND_UNSPECIFIED && header.kind() != v1::SECOND_MOMENT) {
-    return Error(absl::StatusCode::kUnimplemented, "KIND_NOT_SUPPORTED",
-                 absl::StrCat("header.kind: this server accumulates SECOND_MOMENT, got ",
-                              v1::StatisticKind_IsValid(header.kind())
-                                  ? v1::StatisticKind_Name(header.kind())
-                                  : absl::StrCat(static_cast<int>(header.kind()))));
-  }
-  constexpr int kDefaultSampleRows = 512;
-  const auto spec = MomentSpecFromProto(
-      header.layout(), header.block_size(), header.cols(),
-      header.has_sample_rows() ? header.sample_rows() : kDefaultSampleRows, header.sample_seed());
+  const auto spec = FromProto(header);
   if (!spec.ok()) return spec.status();
   return Statistics::Declaration{name->tenant, name->first, header.stream_id(), *dtype, *spec};
 }
@@ -116,18 +106,16 @@ class StreamActivationsReactor final
 
   void OnChunk(v1::ActivationChunk& message) {
     if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
-    if (message.token_weights_size() > 0 || !message.paired_data().empty()) {
-      return End(InvalidField(
-          message.token_weights_size() > 0 ? "chunk.token_weights" : "chunk.paired_data",
-          "expected none for a statistic of kind SECOND_MOMENT"));
-    }
-    if (absl::Status s = CheckChunkSize(message.data()); !s.ok()) return End(s);
-    metrics().BytesIn(Traffic::kActivations, static_cast<int64_t>(message.data().size()));
     ActivationChunk chunk;
     chunk.seq = message.seq();
     chunk.rows = message.rows();
     chunk.crc32c = message.crc32c();
     chunk.data = std::move(*message.mutable_data());
+    chunk.weights.assign(message.token_weights().begin(), message.token_weights().end());
+    chunk.paired = std::move(*message.mutable_paired_data());
+    chunk.paired_crc32c = message.paired_crc32c();
+    if (absl::Status s = CheckChunkSize(chunk.bytes()); !s.ok()) return End(s);
+    metrics().BytesIn(Traffic::kActivations, chunk.bytes());
     if (absl::Status s = stream_->Push(std::move(chunk)); !s.ok()) return End(s);
     {
       absl::MutexLock lock(&mutex_);

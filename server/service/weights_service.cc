@@ -73,7 +73,8 @@ class UploadConsumer final
       return InvalidField(
           "chunk", finished_ ? "expected no message after finish" : "expected a header first");
     }
-    if (absl::Status s = CheckChunkSize(chunk.data()); !s.ok()) return s;
+    if (absl::Status s = CheckChunkSize(static_cast<int64_t>(chunk.data().size())); !s.ok())
+      return s;
     metrics_.BytesIn(Traffic::kWeights, static_cast<int64_t>(chunk.data().size()));
     return upload_->Append(
         chunk.offset(),

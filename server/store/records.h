@@ -34,6 +34,10 @@ struct LayerRecord {
   compute::DType dtype = compute::DType::kF32;
   std::string fusion_group;
   std::string statistic_id;     // empty: no calibration
+  // Further statistics; empty: none.
+  std::string second_moment_hat_id;
+  std::string cross_moment_id;
+  std::string residual_moment_id;
   compute::Recipe recipe;       // resolved
   bool has_own_recipe = false;  // differs from the job's
   LayerState state = LayerState::kWaiting;
@@ -77,7 +81,7 @@ struct StatisticStreamRecord {
   int64_t tokens = 0;
   BlobRef snapshot;  // SecondMoment of chunks 1 .. durable_seq
   // CRC-32C of the last durable chunks, ending with durable_seq (at most kRememberedCrcs): a
-  // resent chunk with another CRC is refused.
+  // resent chunk with another CRC is refused. Of a chunk with weights or paired data: of all of it.
   static constexpr int kRememberedCrcs = 4096;
   std::vector<uint32_t> recent_crcs;
 };

@@ -159,7 +159,8 @@ absl::Status SqliteJobStore::LoadLayers(JobRecord& job, sqlite::RecipeReader& re
   auto query = database_->Prepare(
       "SELECT layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe,"
       " state, error, device_seconds, upload_committed, upload_staging, weight_name, weight_size,"
-      " weight_sha256 FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position");
+      " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id"
+      " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position");
   if (!query.ok()) return query.status();
   query->Bind(job.tenant).Bind(job.job_id);
   while (true) {
@@ -194,8 +195,9 @@ absl::Status SqliteJobStore::InsertLayer(const JobRecord& job, size_t position) 
   auto query = database_->Prepare(
       "INSERT INTO layers (tenant, job_id, position, layer_id, rows, cols, dtype, fusion_group,"
       " statistic_id, recipe, has_own_recipe, state, error, device_seconds, upload_committed,"
-      " upload_staging, weight_name, weight_size, weight_sha256)"
-      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+      " upload_staging, weight_name, weight_size, weight_sha256, second_moment_hat_id,"
+      " cross_moment_id, residual_moment_id)"
+      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
   if (!query.ok()) return query.status();
   query->Bind(job.tenant).Bind(job.job_id).Bind(static_cast<int64_t>(position));
   sqlite::BindLayer(*query, job.layers[position], job.recipe);
@@ -352,7 +354,8 @@ absl::Status SqliteJobStore::WriteLayer(const JobRecord& job, size_t position) {
       "UPDATE layers SET layer_id = ?, rows = ?, cols = ?, dtype = ?, fusion_group = ?,"
       " statistic_id = ?, recipe = ?, has_own_recipe = ?, state = ?, error = ?, device_seconds = ?,"
       " upload_committed = ?, upload_staging = ?, weight_name = ?, weight_size = ?,"
-      " weight_sha256 = ? WHERE tenant = ? AND job_id = ? AND position = ?");
+      " weight_sha256 = ?, second_moment_hat_id = ?, cross_moment_id = ?, residual_moment_id = ?"
+      " WHERE tenant = ? AND job_id = ? AND position = ?");
   if (!query.ok()) return query.status();
   sqlite::BindLayer(*query, job.layers[position], job.recipe);
   return query->Bind(job.tenant).Bind(job.job_id).Bind(static_cast<int64_t>(position)).Run();
@@ -524,7 +527,7 @@ absl::StatusOr<StatisticRecord> SqliteJobStore::LoadStatistic(absl::string_view 
                                                               absl::string_view statistic) {
   auto query = database_->Prepare(
       "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us"
+      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
       " FROM statistics WHERE tenant = ? AND statistic_id = ?");
   if (!query.ok()) return query.status();
   auto row = query->Bind(tenant).Bind(statistic).Step();
@@ -568,7 +571,8 @@ absl::Status SqliteJobStore::InsertStatistic(const StatisticRecord& statistic, i
     auto query = database_->Prepare(
         "INSERT INTO statistics (tenant, statistic_id, layout, block_size, cols, sample_rows,"
         " sample_seed, sealed, tokens, digest, moment_name, moment_size, moment_sha256,"
-        " create_time_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+        " create_time_us, kind, paired_cols)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     if (!query.ok()) return query.status();
     sqlite::BindStatistic(*query, statistic);
     if (auto s = query->Run(); !s.ok()) return s;
@@ -593,7 +597,7 @@ absl::StatusOr<Page<StatisticRecord>> SqliteJobStore::ListStatistics(absl::strin
   if (!database_->health().ok()) return database_->health();
   auto query = database_->Prepare(
       "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us"
+      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
       " FROM statistics WHERE tenant = ? AND (create_time_us, statistic_id) < (?, ?)"
       " ORDER BY create_time_us DESC, statistic_id DESC LIMIT ?");
   if (!query.ok()) return query.status();
@@ -679,9 +683,12 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteStatistic(
   const std::string name = StatisticName(tenant, statistic);
   auto users = Texts(
       "SELECT job_id FROM jobs WHERE tenant = ?1"
-      " AND state NOT IN ('succeeded', 'failed', 'cancelled') AND EXISTS"
-      " (SELECT 1 FROM layers WHERE layers.tenant = ?1 AND layers.job_id = jobs.job_id"
-      "  AND layers.statistic_id = ?2) LIMIT 1",
+      " AND state NOT IN ('succeeded', 'failed', 'cancelled') AND job_id IN"
+      " (SELECT job_id FROM layers WHERE tenant = ?1 AND statistic_id = ?2"
+      "  UNION ALL SELECT job_id FROM layers WHERE tenant = ?1 AND second_moment_hat_id = ?2"
+      "  UNION ALL SELECT job_id FROM layers WHERE tenant = ?1 AND cross_moment_id = ?2"
+      "  UNION ALL SELECT job_id FROM layers WHERE tenant = ?1 AND residual_moment_id = ?2)"
+      " LIMIT 1",
       {tenant, statistic});
   if (!users.ok()) return users;
   auto names = Texts(

@@ -21,6 +21,9 @@ constexpr std::array<absl::string_view, 6> kJobStates = {"accepting", "queued", 
                                                          "succeeded", "failed", "cancelled"};
 constexpr std::array<absl::string_view, 2> kLayouts = {"full", "block_diagonal"};
 
+constexpr std::array<absl::string_view, 4> kMomentKinds = {"second_moment", "weighted",
+                                                           "cross_moment", "residual_moment"};
+
 template <typename Enum, size_t N>
 absl::StatusOr<Enum> ParseName(const std::array<absl::string_view, N>& names,
                                absl::string_view name, absl::string_view what) {
@@ -144,6 +147,9 @@ void BindLayer(Query& query, const LayerRecord& layer, const compute::Recipe& jo
       .Bind(layer.upload_committed)
       .BindOrNull(layer.upload_staging);
   BindBlobRef(query, layer.weight);
+  query.BindOrNull(layer.second_moment_hat_id)
+      .BindOrNull(layer.cross_moment_id)
+      .BindOrNull(layer.residual_moment_id);
 }
 
 absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe& job_recipe,
@@ -173,6 +179,9 @@ absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe&
   layer.upload_committed = query.Int(11);
   layer.upload_staging = query.Text(12);
   layer.weight = ReadBlobRef(query, 13);
+  layer.second_moment_hat_id = query.Text(16);
+  layer.cross_moment_id = query.Text(17);
+  layer.residual_moment_id = query.Text(18);
   return layer;
 }
 
@@ -196,18 +205,23 @@ void BindStatistic(Query& query, const StatisticRecord& statistic) {
       .Bind(statistic.tokens)
       .Bind(statistic.digest);
   BindBlobRef(query, statistic.moment);
-  query.Bind(absl::ToUnixMicros(statistic.create_time));
+  query.Bind(absl::ToUnixMicros(statistic.create_time))
+      .Bind(kMomentKinds[static_cast<size_t>(spec.kind)])
+      .Bind(spec.paired_cols);
 }
 
 absl::StatusOr<StatisticRecord> ReadStatistic(const Query& query) {
   StatisticRecord statistic;
   statistic.tenant = query.Text(0);
   statistic.statistic_id = query.Text(1);
+  const std::string where =
+      absl::StrCat("record of statistic ", statistic.tenant, "/", statistic.statistic_id);
   const auto layout = ParseName<compute::MomentLayout>(kLayouts, query.Text(2), "layout");
-  if (!layout.ok()) {
-    return AsDataLoss(layout.status(), absl::StrCat("record of statistic ", statistic.tenant, "/",
-                                                    statistic.statistic_id));
-  }
+  if (!layout.ok()) return AsDataLoss(layout.status(), where);
+  const auto kind = ParseName<compute::MomentKind>(kMomentKinds, query.Text(14), "kind");
+  if (!kind.ok()) return AsDataLoss(kind.status(), where);
+  statistic.spec.kind = *kind;
+  statistic.spec.paired_cols = query.Int(15);
   statistic.spec.layout = *layout;
   statistic.spec.block_size = query.Int(3);
   statistic.spec.cols = query.Int(4);

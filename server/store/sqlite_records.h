@@ -42,7 +42,8 @@ absl::StatusOr<JobRecord> ReadJob(const Query& query, RecipeReader& recipes);
 void BindOptionalTime(Query& query, const std::optional<absl::Time>& time);
 
 // layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe, state, error,
-// device_seconds, upload_committed, upload_staging, weight_name, weight_size, weight_sha256
+// device_seconds, upload_committed, upload_staging, weight_name, weight_size, weight_sha256,
+// second_moment_hat_id, cross_moment_id, residual_moment_id
 void BindLayer(Query& query, const LayerRecord& layer, const compute::Recipe& job_recipe);
 absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe& job_recipe,
                                       RecipeReader& recipes);
@@ -51,7 +52,7 @@ absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe&
 ArtifactRecord ReadArtifact(const Query& query);
 
 // tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed, tokens, digest,
-// moment, create_time_us
+// moment, create_time_us, kind, paired_cols
 void BindStatistic(Query& query, const StatisticRecord& statistic);
 absl::StatusOr<StatisticRecord> ReadStatistic(const Query& query);
 

@@ -9,12 +9,13 @@ namespace quantd::server::sqlite {
 namespace {
 
 constexpr int64_t kApplicationId = 0x716e7464;  // "qntd"
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
 // Times are microseconds since 1970. A blob is three columns: name (NULL: none), size, SHA-256.
 // A NULL recipe of a layer is its job's. Enumerations are stored by name, errors and recipes as
 // JSON, so that the file can be read with the sqlite3 shell.
 // The partial indexes on blob names answer "does anything still refer to it?".
+// Version 1. A new file gets it and then the same steps as an old one, so that both end up equal.
 constexpr char kTables[] = R"sql(
 CREATE TABLE jobs (
   tenant TEXT NOT NULL,
@@ -114,6 +115,22 @@ CREATE INDEX streams_by_snapshot ON statistic_streams (snapshot_name)
   WHERE snapshot_name IS NOT NULL;
 )sql";
 
+// Version 2: kinds of statistics, and the further ones that a layer reads.
+constexpr char kToVersion2[] = R"sql(
+ALTER TABLE statistics ADD COLUMN kind TEXT NOT NULL DEFAULT 'second_moment';
+ALTER TABLE statistics ADD COLUMN paired_cols INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE layers ADD COLUMN second_moment_hat_id TEXT;
+ALTER TABLE layers ADD COLUMN cross_moment_id TEXT;
+ALTER TABLE layers ADD COLUMN residual_moment_id TEXT;
+CREATE INDEX layers_by_second_moment_hat ON layers (tenant, second_moment_hat_id)
+  WHERE second_moment_hat_id IS NOT NULL;
+CREATE INDEX layers_by_cross_moment ON layers (tenant, cross_moment_id)
+  WHERE cross_moment_id IS NOT NULL;
+CREATE INDEX layers_by_residual_moment ON layers (tenant, residual_moment_id)
+  WHERE residual_moment_id IS NOT NULL;
+PRAGMA user_version = 2;
+)sql";
+
 absl::StatusOr<int64_t> ReadNumber(Database& database, const char* sql) {
   auto query = database.Prepare(sql);
   if (!query.ok()) return query.status();
@@ -136,9 +153,9 @@ absl::Status PrepareSchema(Database& database) {
 
   if (*application == 0 && *version == 0 && *tables == 0) {
     if (auto s = database.Execute(kTables); !s.ok()) return s;
-    const std::string marks = absl::StrCat("PRAGMA application_id = ", kApplicationId,
-                                           "; PRAGMA user_version = ", kVersion);
-    if (auto s = database.Execute(marks.c_str()); !s.ok()) return s;
+    if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
+    const std::string mark = absl::StrCat("PRAGMA application_id = ", kApplicationId);
+    if (auto s = database.Execute(mark.c_str()); !s.ok()) return s;
     return transaction->Commit();
   }
   if (*application != kApplicationId) {
@@ -146,9 +163,14 @@ absl::Status PrepareSchema(Database& database) {
         absl::StrCat("the database was made by another program: expected application id ",
                      kApplicationId, ", found ", *application));
   }
+  if (*version == 1) {
+    if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
+    return transaction->Commit();
+  }
   if (*version != kVersion) {
     return absl::FailedPreconditionError(absl::StrCat("the database has schema version ", *version,
-                                                      "; this program knows version ", kVersion));
+                                                      "; this program knows versions up to ",
+                                                      kVersion));
   }
   return absl::OkStatus();
 }

@@ -298,15 +298,39 @@ def stream_activations(
     dtype: int = F32,
     stream_id: str = "a",
     chunk_rows: int = 64,
+    weights: np.ndarray | None = None,
+    paired: np.ndarray | None = None,
     **more: Any,
 ) -> calibration_pb2.StreamActivationsResponse:
-    """Streams a whole tokens x cols matrix; `more` are fields of the header."""
+    """Streams a whole tokens x cols matrix with what belongs to its rows; `more` are fields of the
+    header."""
+    if paired is not None:
+        more["paired_cols"] = paired.shape[1]
     header = activation_header(statistic, values.shape[1], stream_id, dtype, **more)
     stream = ActivationStream(api, header)
     for seq, first in enumerate(range(0, values.shape[0], chunk_rows), 1):
         if seq > stream.opened.durable_seq:
-            stream.send(activation_chunk(seq, values[first : first + chunk_rows], dtype))
+            part = slice(first, first + chunk_rows)
+            beside = beside_chunk(
+                None if weights is None else weights[part],
+                None if paired is None else paired[part],
+                dtype,
+            )
+            stream.send(activation_chunk(seq, values[part], dtype, **beside))
     return stream.finish()
+
+
+def beside_chunk(
+    weights: np.ndarray | None, paired: np.ndarray | None, dtype: int = F32
+) -> dict[str, Any]:
+    """The fields of a chunk that hold weights or paired rows."""
+    fields: dict[str, Any] = {}
+    if weights is not None:
+        fields["token_weights"] = weights.tolist()
+    if paired is not None:
+        data = encode(paired, dtype)
+        fields |= {"paired_data": data, "paired_crc32c": crc32c(data)}
+    return fields
 
 
 def seal(api: Api, statistic: str) -> calibration_pb2.Statistic:
@@ -335,7 +359,7 @@ class ExportedStatistic:
     data: bytes
 
     def matrix(self) -> np.ndarray:
-        """C x C, or C/B x B x B; the sum or the mean, as the header says."""
+        """C x C, R x C or C/B x B x B; the sum or the mean, as the header says."""
         count, shape = self._layout()
         dtype = {F64: "<f8", F32: "<f4"}[self.header.dtype]
         return np.frombuffer(self.data, dtype, count).reshape(shape).astype(np.float64)
@@ -350,7 +374,8 @@ class ExportedStatistic:
         cols, block = self.header.cols, self.header.block_size
         if self.header.layout == calibration_pb2.BLOCK_DIAGONAL:
             return cols * block, (cols // block, block, block)
-        return cols * cols, (cols, cols)
+        rows = self.header.paired_cols or cols
+        return rows * cols, (rows, cols)
 
 
 def export_statistic(api: Api, statistic: str) -> ExportedStatistic:

@@ -184,6 +184,150 @@ TEST_F(IngestTest, RefusedChunksChangeNothing) {
   EXPECT_EQ(sealed->tokens, 8);
 }
 
+// A chunk with what its kind takes beside the data: weights, or a paired row of `paired_cols`.
+ActivationChunk ChunkFor(const compute::MomentSpec& spec, int64_t seq, int64_t rows) {
+  ActivationChunk chunk = Chunk(seq, rows, static_cast<float>(seq));
+  if (spec.kind == compute::MomentKind::kWeighted) {
+    for (int64_t i = 0; i < rows; ++i) chunk.weights.push_back(static_cast<float>(i % 3) * 0.5F);
+  }
+  if (spec.is_paired()) {
+    std::vector<float> values(rows * spec.paired_cols);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 11) - 4.25F;
+    chunk.paired.assign(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+    chunk.paired_crc32c = compute::Crc32c(chunk.paired);
+  }
+  return chunk;
+}
+
+class KindsTest : public IngestTest, public ::testing::WithParamInterface<compute::MomentKind> {
+ protected:
+  static Statistics::Declaration DeclareKind(const std::string& statistic) {
+    auto declaration = Declare();
+    declaration.statistic = statistic;
+    declaration.spec.kind = GetParam();
+    if (GetParam() == compute::MomentKind::kCross) declaration.spec.paired_cols = kCols;
+    if (GetParam() == compute::MomentKind::kResidual) declaration.spec.paired_cols = 7;
+    return declaration;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(All, KindsTest,
+                         ::testing::Values(compute::MomentKind::kWeighted,
+                                           compute::MomentKind::kCross,
+                                           compute::MomentKind::kResidual),
+                         [](const auto& info) { return std::string(NameOf(info.param)); });
+
+TEST_P(KindsTest, ResumesWithTheSameBits) {
+  for (const bool interrupted : {true, false}) {
+    const auto declaration = DeclareKind(interrupted ? "resumed" : "whole");
+    auto stream = statistics_->Open(declaration);
+    ASSERT_TRUE(stream.ok()) << stream.status();
+    for (int seq = 1; seq <= 6; ++seq) {
+      ASSERT_TRUE((*stream)->Push(ChunkFor(declaration.spec, seq, 300)).ok());
+      if (!interrupted || seq != 3) continue;
+      ASSERT_TRUE(Finish(*stream, declaration).ok());
+      OpenStatistics();
+      stream = statistics_->Open(declaration);
+      ASSERT_TRUE(stream.ok()) << stream.status();
+      ASSERT_TRUE((*stream)->Push(ChunkFor(declaration.spec, 3, 300)).ok());  // resent: dropped
+    }
+    ASSERT_TRUE(Finish(*stream, declaration).ok());
+    ASSERT_TRUE(statistics_->Seal("t", declaration.statistic).ok());
+  }
+  const auto resumed = statistics_->Load("t", "resumed");
+  const auto whole = statistics_->Load("t", "whole");
+  ASSERT_TRUE(resumed.ok() && whole.ok());
+  EXPECT_EQ(resumed->tokens(), 1800);
+  EXPECT_EQ(resumed->spec().kind, GetParam());
+  EXPECT_EQ(resumed->Serialize(), whole->Serialize());
+  // Merging seals a statistic of the same kind.
+  const auto merged = statistics_->Merge("t", "merged", {"resumed", "whole"});
+  ASSERT_TRUE(merged.ok()) << merged.status();
+  EXPECT_EQ(merged->tokens, 3600);
+  EXPECT_EQ(merged->spec, resumed->spec());
+}
+
+TEST_P(KindsTest, RefusedChunksNameTheFieldAndChangeNothing) {
+  const auto declaration = DeclareKind("s");
+  auto stream = statistics_->Open(declaration);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  const ActivationChunk good = ChunkFor(declaration.spec, 1, 4);
+  ASSERT_TRUE((*stream)->Push(good).ok());
+  const auto refused = [&](const ActivationChunk& chunk, absl::string_view field,
+                           absl::string_view reason = "INVALID_FIELD") {
+    const ErrorDetails details = DetailsOf((*stream)->Push(chunk));
+    EXPECT_EQ(details.field.value_or("accepted"), field);
+    EXPECT_EQ(details.reason, reason);
+  };
+  const bool weighted = GetParam() == compute::MomentKind::kWeighted;
+  // The same seq with the same data and other company is another chunk.
+  ActivationChunk conflict = good;
+  if (weighted) {
+    conflict.weights[2] += 1.0F;
+  } else {
+    conflict.paired[9] = static_cast<char>(conflict.paired[9] ^ 1);
+    conflict.paired_crc32c = compute::Crc32c(conflict.paired);
+  }
+  refused(conflict, "chunk.crc32c", "SEQUENCE_CONFLICT");
+  ActivationChunk chunk = ChunkFor(declaration.spec, 2, 4);
+  const ActivationChunk next = chunk;
+  if (weighted) {
+    chunk.weights.clear();
+    refused(chunk, "chunk.token_weights");
+    chunk.weights = std::vector<float>(5, 1.0F);
+    refused(chunk, "chunk.token_weights");
+    for (const float bad : {-1e-9F, std::numeric_limits<float>::quiet_NaN(),
+                            std::numeric_limits<float>::infinity()}) {
+      chunk.weights = {1.0F, 0.0F, bad, 1.0F};
+      refused(chunk, "chunk.token_weights", "BAD_WEIGHT");
+    }
+    chunk = next;
+    chunk.paired = chunk.data;
+    chunk.paired_crc32c = chunk.crc32c;
+    refused(chunk, "chunk.paired_data");
+  } else {
+    chunk.paired.clear();
+    refused(chunk, "chunk.paired_data");
+    chunk = next;
+    chunk.paired.resize(chunk.paired.size() - 4);
+    chunk.paired_crc32c = compute::Crc32c(chunk.paired);
+    refused(chunk, "chunk.paired_data");
+    chunk = next;
+    chunk.paired_crc32c ^= 1;
+    refused(chunk, "chunk.paired_crc32c", "CRC_MISMATCH");
+    chunk = next;
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(chunk.paired.data() + 8, &nan, sizeof(nan));
+    chunk.paired_crc32c = compute::Crc32c(chunk.paired);
+    refused(chunk, "chunk.paired_data", "NON_FINITE");
+    chunk = next;
+    chunk.weights = std::vector<float>(4, 1.0F);
+    refused(chunk, "chunk.token_weights");
+  }
+  ASSERT_TRUE((*stream)->Push(next).ok());
+  ASSERT_TRUE(Finish(*stream, declaration).ok());
+  const auto sealed = statistics_->Seal("t", "s");
+  ASSERT_TRUE(sealed.ok()) << sealed.status();
+  EXPECT_EQ(sealed->tokens, 8);
+}
+
+TEST_P(KindsTest, KindAndWidthsAreOfTheStatistic) {
+  const auto declaration = DeclareKind("s");
+  auto stream = statistics_->Open(declaration);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Push(ChunkFor(declaration.spec, 1, 4)).ok());
+  auto other = declaration;
+  other.stream_id = "two";
+  other.spec.kind = compute::MomentKind::kSecondMoment;
+  other.spec.paired_cols = 0;
+  EXPECT_EQ(DetailsOf(statistics_->Open(other).status()).field, "header.kind");
+  if (GetParam() == compute::MomentKind::kResidual) {
+    other.spec = declaration.spec;
+    other.spec.paired_cols = 8;
+    EXPECT_EQ(DetailsOf(statistics_->Open(other).status()).field, "header.paired_cols");
+  }
+  ASSERT_TRUE(Finish(*stream, declaration).ok());
+}
+
 TEST_F(IngestTest, OneWriterAStreamAndALimitOfStreams) {
   const auto one = Declare("one");
   const auto two = Declare("two");

@@ -83,6 +83,100 @@ TEST_F(JobRulesTest, MethodsThatAreNotThereAreRefused) {
   EXPECT_TRUE(absl::IsUnimplemented(Prepare()));
 }
 
+// Which of the further statistics a recipe takes. Methods need not be runnable for the refusals.
+TEST_F(JobRulesTest, StatisticsThatTheRecipeDoesNotReadAreRefused) {
+  const auto refused_field = [&](compute::Method method, bool asymmetric, const std::string& hat,
+                                 const std::string& cross, const std::string& residual) {
+    LayerRecord layer = Layer("a", 64, 64);
+    layer.recipe.method = method;
+    layer.recipe.gptq.asymmetric = asymmetric;
+    layer.recipe.rate_bits = method == compute::Method::kWaterSic ? 3.0 : 0.0;
+    layer.second_moment_hat_id = hat;
+    layer.cross_moment_id = cross;
+    layer.residual_moment_id = residual;
+    job_.layers = {layer};
+    const absl::Status status = Prepare();
+    return absl::IsInvalidArgument(status) ? DetailsOf(status).field.value_or("none") : "accepted";
+  };
+  using compute::Method;
+  const std::string hat = "job.layers[0].second_moment_hat";
+  const std::string cross = "job.layers[0].cross_moment";
+  const std::string residual = "job.layers[0].residual_moment";
+  EXPECT_EQ(refused_field(Method::kRtn, false, "", "", ""), "accepted");
+  EXPECT_EQ(refused_field(Method::kRtn, false, "h", "c", ""), hat);
+  EXPECT_EQ(refused_field(Method::kRtn, false, "", "c", ""), cross);
+  EXPECT_EQ(refused_field(Method::kRtn, false, "", "", "r"), residual);
+  EXPECT_EQ(refused_field(Method::kGptq, false, "h", "c", ""), hat);
+  EXPECT_EQ(refused_field(Method::kGptq, true, "", "", ""), hat);
+  EXPECT_EQ(refused_field(Method::kGptq, true, "h", "", ""), cross);
+  EXPECT_EQ(refused_field(Method::kGptq, true, "h", "c", "r"), residual);
+  EXPECT_EQ(refused_field(Method::kGptq, true, "h", "c", ""), "accepted");
+  EXPECT_EQ(refused_field(Method::kWaterSic, false, "", "", ""), "accepted");
+  EXPECT_EQ(refused_field(Method::kWaterSic, false, "h", "", ""), cross);
+  EXPECT_EQ(refused_field(Method::kWaterSic, false, "", "c", "r"), hat);
+  EXPECT_EQ(refused_field(Method::kWaterSic, false, "h", "c", "r"), "accepted");
+}
+
+TEST_F(JobRulesTest, GroupsNameEveryStatistic) {
+  LayerRecord layer = Layer("a", 64, 64);
+  layer.cross_moment_id = "c";
+  layer.second_moment_hat_id = "h";
+  job_.layers = {layer, Layer("b", 64, 64)};
+  job_.layers[1].statistic_id.clear();
+  const std::vector<LayerGroup> groups = GroupsOf(job_);
+  ASSERT_EQ(groups.size(), 2u);
+  std::vector<std::string> uses;
+  for (const StatisticUse& use : groups[0].statistics) {
+    uses.push_back(std::string(use.field) + "=" + use.statistic_id);
+  }
+  EXPECT_EQ(uses,
+            (std::vector<std::string>{"statistic=s", "second_moment_hat=h", "cross_moment=c"}));
+  EXPECT_TRUE(groups[1].statistics.empty());
+}
+
+TEST(CheckStatisticTest, KindsAndShapesHaveToFit) {
+  using compute::MomentKind;
+  const LayerRecord layer = [] {
+    LayerRecord wush = Layer("a", 32, 64);
+    wush.recipe.transform = compute::TransformKind::kWush;
+    wush.recipe = compute::ResolveRecipe(wush.recipe).value();
+    return wush;
+  }();
+  const auto refused = [&](absl::string_view field, const compute::MomentSpec& spec) {
+    const absl::Status status = CheckStatistic(layer, 3, {field, "s"}, spec);
+    if (status.ok()) return std::string();
+    EXPECT_EQ(DetailsOf(status).field, "job.layers[3]." + std::string(field));
+    return std::string(status.message());
+  };
+  const compute::MomentSpec plain = {.cols = 64};
+  const compute::MomentSpec weighted = {.kind = MomentKind::kWeighted, .cols = 64};
+  const compute::MomentSpec cross = {.kind = MomentKind::kCross, .cols = 64, .paired_cols = 64};
+  const compute::MomentSpec residual = {
+      .kind = MomentKind::kResidual, .cols = 64, .paired_cols = 32};
+  for (const absl::string_view field : {"statistic", "second_moment_hat"}) {
+    EXPECT_EQ(refused(field, plain), "");
+    EXPECT_EQ(refused(field, weighted), "");
+    EXPECT_NE(refused(field, cross).find("SECOND_MOMENT or WEIGHTED, got CROSS"),
+              std::string::npos);
+    EXPECT_NE(refused(field, residual), "");
+    EXPECT_NE(refused(field, {.cols = 32}).find("64 columns"), std::string::npos);
+  }
+  EXPECT_EQ(refused("cross_moment", cross), "");
+  EXPECT_NE(refused("cross_moment", plain).find("CROSS_MOMENT, got SECOND_MOMENT"),
+            std::string::npos);
+  EXPECT_NE(refused("cross_moment", residual), "");
+  EXPECT_EQ(refused("residual_moment", residual), "");
+  EXPECT_NE(refused("residual_moment", cross), "");
+  EXPECT_NE(
+      refused("residual_moment", {.kind = MomentKind::kResidual, .cols = 64, .paired_cols = 31})
+          .find("32 paired columns, the rows of the layer, got one of 31"),
+      std::string::npos);
+  const compute::MomentSpec blocks = {
+      .layout = compute::MomentLayout::kBlockDiagonal, .block_size = 32, .cols = 64};
+  EXPECT_EQ(refused("statistic", blocks), "");
+  EXPECT_NE(refused("second_moment_hat", blocks).find("full"), std::string::npos);
+}
+
 TEST_F(JobRulesTest, FusionGroupsShareTheirInput) {
   job_.layers = {Layer("q", 64, 64), Layer("o", 64, 32), Layer("k", 32, 64)};
   job_.layers[0].fusion_group = job_.layers[2].fusion_group = "qk";

@@ -33,6 +33,9 @@ inline LayerRecord SampleLayer(const std::string& id) {
   layer.dtype = compute::DType::kBF16;
   layer.fusion_group = "qkv";
   layer.statistic_id = "s-" + id;
+  layer.second_moment_hat_id = "hat-" + id;
+  layer.cross_moment_id = "cross-" + id;
+  layer.residual_moment_id = "residual-" + id;
   layer.recipe = SampleRecipe(compute::TransformKind::kHadamard, 3);
   layer.has_own_recipe = true;
   layer.state = LayerState::kFailed;
@@ -62,6 +65,9 @@ inline JobRecord SampleJob(const std::string& tenant, const std::string& id, int
   plain.state = LayerState::kWaiting;
   plain.error = absl::OkStatus();
   plain.statistic_id.clear();
+  plain.second_moment_hat_id.clear();
+  plain.cross_moment_id.clear();
+  plain.residual_moment_id.clear();
   plain.upload_staging.clear();
   plain.weight = {};
   job.layers = {plain, SampleLayer("layer.1")};

@@ -116,10 +116,44 @@ TEST_F(SqliteFaultsTest, AnotherProgramsDatabaseIsRefused) {
 }
 
 TEST_F(SqliteFaultsTest, ANewerVersionIsRefused) {
-  Execute("PRAGMA user_version = 2");
+  Execute("PRAGMA user_version = 3");
   const absl::Status status = OpenSqliteJobStore(path_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 3"));
+}
+
+// Version 1 had second moments alone and one statistic a layer.
+TEST_F(SqliteFaultsTest, AnOlderVersionIsBroughtUpToDate) {
+  ASSERT_TRUE(store_->InsertJob(SampleJob("acme", "j1", 1), kNoLimit).ok());
+  ASSERT_TRUE(store_->InsertStatistic(SampleStatistic("acme", "s1", 1), kNoLimit).ok());
+  store_.reset();
+  Execute(
+      "DROP INDEX layers_by_second_moment_hat; DROP INDEX layers_by_cross_moment;"
+      "DROP INDEX layers_by_residual_moment;"
+      "ALTER TABLE layers DROP COLUMN second_moment_hat_id;"
+      "ALTER TABLE layers DROP COLUMN cross_moment_id;"
+      "ALTER TABLE layers DROP COLUMN residual_moment_id;"
+      "ALTER TABLE statistics DROP COLUMN kind; ALTER TABLE statistics DROP COLUMN paired_cols;"
+      "PRAGMA user_version = 1");
+  for (int opened = 0; opened < 2; ++opened) {
+    auto store = OpenSqliteJobStore(path_);
+    ASSERT_TRUE(store.ok()) << store.status();
+    JobRecord expected = SampleJob("acme", "j1", 1);
+    expected.layers[1].second_moment_hat_id.clear();
+    expected.layers[1].cross_moment_id.clear();
+    expected.layers[1].residual_moment_id.clear();
+    const auto job = (*store)->GetJob("acme", "j1");
+    ASSERT_TRUE(job.ok()) << job.status();
+    ExpectEqual(*job, expected);
+    const auto statistic = (*store)->GetStatistic("acme", "s1");
+    ASSERT_TRUE(statistic.ok()) << statistic.status();
+    EXPECT_TRUE(statistic->spec == SampleStatistic("acme", "s1", 1).spec);
+    if (opened == 0) {
+      ASSERT_TRUE((*store)->InsertJob(SampleJob("acme", "j2", 2), kNoLimit).ok());
+    } else {
+      ExpectEqual(*(*store)->GetJob("acme", "j2"), SampleJob("acme", "j2", 2));
+    }
+  }
 }
 
 TEST_F(SqliteFaultsTest, ValuesThatMakeNoSenseAreDataLossAndNameTheRecord) {

@@ -358,6 +358,19 @@ TEST_F(SqliteJobStoreTest, StreamsAndTheirSequenceNumbersSurviveReopening) {
   ExpectEqual(read->streams[1], SampleStream("b", 2));
 }
 
+TEST_F(SqliteJobStoreTest, EveryKindOfStatisticRoundTrips) {
+  for (const auto kind : {compute::MomentKind::kSecondMoment, compute::MomentKind::kWeighted,
+                          compute::MomentKind::kCross, compute::MomentKind::kResidual}) {
+    StatisticRecord statistic = SampleStatistic("acme", std::string(NameOf(kind)), 1);
+    statistic.spec.kind = kind;
+    statistic.spec.paired_cols = 17;
+    Insert(statistic);
+    const auto read = store_->GetStatistic("acme", NameOf(kind));
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_TRUE(read->spec == statistic.spec) << NameOf(kind);
+  }
+}
+
 TEST_F(SqliteJobStoreTest, AStreamNeverGoesBack) {
   Insert(SampleStatistic("acme", "s1", 1));
   ASSERT_TRUE(store_->CommitStream("acme", "s1", SampleStream("a", 4)).ok());
@@ -436,6 +449,21 @@ TEST_F(SqliteJobStoreTest, AStatisticInUseIsNotDeleted) {
   EXPECT_EQ(store_->GetStatistic("acme", "s-layer.1").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(store_->DeleteStatistic("acme", "s-layer.1").status().code(),
             absl::StatusCode::kNotFound);
+}
+
+TEST_F(SqliteJobStoreTest, AStatisticInUseByAnyFieldIsNotDeleted) {
+  Insert(SampleJob("acme", "j1", 1));
+  for (const std::string id : {"hat-layer.1", "cross-layer.1", "residual-layer.1"}) {
+    Insert(SampleStatistic("acme", id, 1));
+    const absl::Status refused = store_->DeleteStatistic("acme", id).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << id;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("tenants/acme/jobs/j1"));
+    EXPECT_TRUE(store_->GetStatistic("acme", id).ok());
+  }
+  ASSERT_TRUE(store_->DeleteJob("acme", "j1").ok());
+  for (const std::string id : {"hat-layer.1", "cross-layer.1", "residual-layer.1"}) {
+    EXPECT_TRUE(store_->DeleteStatistic("acme", id).ok()) << id;
+  }
 }
 
 TEST_F(SqliteJobStoreTest, AFullDatabaseRefusesAndGoesOnWhenThereIsRoom) {
