@@ -38,14 +38,21 @@ const compute::SafetensorsEntry* FindEntry(const std::vector<compute::Safetensor
 }
 
 absl::Status CheckMatrix(const std::string& path, const compute::SafetensorsEntry& entry,
-                         bool any_rank) {
+                         TensorRank rank) {
   if (!compute::IsFloat(entry.dtype)) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": expected F64, F32, F16 or BF16, got ", Describe(entry)));
   }
-  if (entry.shape.size() == 2 || (any_rank && entry.shape.size() > 2)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      path, ": expected a matrix (rank 2", any_rank ? " or more" : "", "), got ", Describe(entry)));
+  const size_t least = rank == TensorRank::kAny ? 1 : 2;
+  if (entry.shape.size() == least || (rank != TensorRank::kMatrix && entry.shape.size() > least)) {
+    return absl::OkStatus();
+  }
+  const absl::string_view expected = rank == TensorRank::kMatrix ? "a matrix (rank 2)"
+                                     : rank == TensorRank::kMatrixOrMore
+                                         ? "a matrix (rank 2 or more)"
+                                         : "rank 1 or more";
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": expected ", expected, ", got ", Describe(entry)));
 }
 
 }  // namespace
@@ -61,7 +68,7 @@ absl::StatusOr<std::unique_ptr<client::ByteSource>> InputTensor::Open() const {
 }
 
 absl::StatusOr<InputTensor> PickTensor(const std::string& path, const std::string& wanted,
-                                       const std::string& usual, bool any_rank) {
+                                       const std::string& usual, TensorRank rank) {
   absl::StatusOr<compute::SafetensorsFile> file = compute::SafetensorsFile::Open(path);
   if (!file.ok()) return InFile(path, file.status());
   const auto& entries = file->header().entries;
@@ -77,7 +84,7 @@ absl::StatusOr<InputTensor> PickTensor(const std::string& path, const std::strin
     return absl::NotFoundError(
         absl::StrCat(path, ": no tensor `", name, "`; ", DescribeAll(entries)));
   }
-  if (absl::Status status = CheckMatrix(path, *entry, any_rank); !status.ok()) return status;
+  if (absl::Status status = CheckMatrix(path, *entry, rank); !status.ok()) return status;
   return InputTensor{path, *entry, std::move(remark)};
 }
 

@@ -23,11 +23,13 @@ struct InputTensor {
   absl::StatusOr<std::unique_ptr<client::ByteSource>> Open() const;
 };
 
+enum class TensorRank { kMatrix, kMatrixOrMore, kAny };  // 2, at least 2, at least 1
+
 // Picks the tensor `wanted`, or, where `wanted` is empty, the one called `usual`, or else the only
 // one in the file. Errors: NOT_FOUND lists the file's tensors; INVALID_ARGUMENT where the tensor is
-// no float matrix (rank 2; `any_rank`: at least 2).
+// no float tensor of that rank.
 absl::StatusOr<InputTensor> PickTensor(const std::string& path, const std::string& wanted,
-                                       const std::string& usual, bool any_rank);
+                                       const std::string& usual, TensorRank rank);
 
 // The same error with the file's name in front, where it is not in the message yet.
 absl::Status InFile(const std::string& path, const absl::Status& status);

@@ -49,9 +49,11 @@ json ToJson(const client::Statistic& statistic) {
   return {{"statistic", LastSegment(statistic.name)},
           {"name", statistic.name},
           {"state", std::string(NameOf(statistic.state))},
+          {"kind", std::string(NameOf(statistic.kind))},
           {"layout", statistic.layout == client::MomentLayout::kFull ? "full" : "block_diagonal"},
           {"block_size", statistic.block_size},
           {"cols", statistic.cols},
+          {"paired_cols", statistic.paired_cols},
           {"tokens", statistic.tokens},
           {"sample_rows", statistic.sample_rows},
           {"digest", statistic.digest},
@@ -151,17 +153,17 @@ absl::Status ShowStatistics(client::Client& client, const Output& output) {
   const absl::StatusOr<std::vector<client::Statistic>> statistics = client.ListStatistics();
   if (!statistics.ok()) return statistics.status();
   std::vector<std::vector<std::string>> rows = {
-      {"STATISTIC", "STATE", "LAYOUT", "COLS", "TOKENS", "SAMPLE", "SIZE", "CREATED"}};
+      {"STATISTIC", "STATE", "KIND", "LAYOUT", "COLS", "TOKENS", "SAMPLE", "SIZE", "CREATED"}};
   for (const client::Statistic& each : *statistics) {
     if (output.json) PrintLine(ToJson(each));
     rows.push_back(
-        {LastSegment(each.name), std::string(NameOf(each.state)),
+        {LastSegment(each.name), std::string(NameOf(each.state)), std::string(NameOf(each.kind)),
          each.layout == client::MomentLayout::kFull ? "full"
                                                     : absl::StrCat("blocks of ", each.block_size),
          absl::StrCat(each.cols), absl::StrCat(each.tokens), absl::StrCat(each.sample_rows),
          HumanBytes(each.size_bytes), LocalTime(each.create_time)});
   }
-  if (!output.json) Print(rows.size() == 1 ? "no statistics\n" : FormatTable(rows, {3, 4, 5, 6}));
+  if (!output.json) Print(rows.size() == 1 ? "no statistics\n" : FormatTable(rows, {4, 5, 6, 7}));
   return absl::OkStatus();
 }
 

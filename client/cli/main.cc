@@ -39,6 +39,11 @@ constexpr const char* kQuantizeExamples = R"(Examples:
   # the same from a second moment E[x x^T] that was computed elsewhere
   quantctl quantize --weights layer.safetensors --second_moment moment.safetensors --tokens 20000 \
       --format int4 --group_size 64 --transform wush --solver conditional --out result
+  # corrected for what the layers before it have done to its inputs: moments from files, or the
+  # names of statistics that the server has already
+  quantctl quantize --weights layer.safetensors --second_moment moment.safetensors \
+      --second_moment_hat hat.safetensors --cross_moment cross.safetensors \
+      --residual_moment layers.3.o_proj.residual --method watersic --rate_bits 3 --out result
   # no data needed
   quantctl quantize --weights model.safetensors --tensor model.layers.0.mlp.up_proj.weight \
       --format fp8 --out result)";
@@ -223,12 +228,24 @@ void AddInputOptions(CLI::App* command, QuantizeOptions* options) {
       ->needs(activations)
       ->type_name("NAME")
       ->group(group);
+  auto* weights =
+      command
+          ->add_option("--token_weights", options->token_weights,
+                       "Weight of each token in the second moment, e.g. the attention that it gets "
+                       "(tensor `token_weights`, one a token)")
+          ->check(CLI::ExistingFile)
+          ->needs(activations)
+          ->type_name("SAFETENSORS")
+          ->group(group);
+  command->add_option("--token_weights_tensor", options->token_weights_tensor, "Its name")
+      ->needs(weights)
+      ->type_name("NAME")
+      ->group(group);
   command->add_option("--second_moment_tensor", options->second_moment_tensor, "Its name")
       ->needs(moment)
       ->type_name("NAME")
       ->group(group);
-  command->add_option("--tokens", options->tokens, "Tokens that the second moment stands for")
-      ->needs(moment)
+  command->add_option("--tokens", options->tokens, "Tokens that the moments of files stand for")
       ->check(CLI::PositiveNumber)
       ->type_name("N")
       ->group(group)
@@ -252,6 +269,23 @@ void AddInputOptions(CLI::App* command, QuantizeOptions* options) {
                  "for the marginal solver")
       ->needs(activations)
       ->group(group);
+}
+
+// Moments of drift, for methods that read them.
+void AddDriftOptions(CLI::App* command, QuantizeOptions* options) {
+  const char* group = "Drift: safetensors files (a tensor of the option's name), or statistics";
+  const auto add = [&](const char* name, std::string* to, const char* help) {
+    return command->add_option(name, *to, help)->type_name("FILE|NAME")->group(group);
+  };
+  auto* hat = add("--second_moment_hat", &options->second_moment_hat,
+                  "E[xhat xhat^T], columns x columns, xhat being the layer's inputs where the "
+                  "layers before it are quantized; for watersic, and gptq with --asymmetric");
+  auto* cross = add("--cross_moment", &options->cross_moment, "E[x xhat^T], columns x columns");
+  hat->needs(cross);
+  cross->needs(hat);
+  add("--residual_moment", &options->residual_moment,
+      "E[(r - rhat) xhat^T], rows x columns, r being what the residual stream holds beside the "
+      "layer's outputs; for watersic");
 }
 
 // What the options mean together.
@@ -293,6 +327,7 @@ void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
   QuantizeOptions* options = &arguments->quantize;
   CLI::App* command = app->add_subcommand("quantize", "Quantize one layer");
   AddInputOptions(command, options);
+  AddDriftOptions(command, options);
   AddRecipeOptions(command, &options->recipe);
   AddGptqOptions(command, &options->recipe.gptq);
   command

@@ -18,7 +18,13 @@ struct QuantizeOptions {
   std::string activations_tensor;
   std::string second_moment;
   std::string second_moment_tensor;
-  int64_t tokens = 1;     // of second_moment
+  std::string token_weights;  // of the activations
+  std::string token_weights_tensor;
+  int64_t tokens = 1;  // of the moments that come from files
+  // Moments of drift: files, or statistics of the server.
+  std::string second_moment_hat;
+  std::string cross_moment;
+  std::string residual_moment;
   std::string statistic;  // on the server: to be used, or the name of the one to be made
   bool block_diagonal = false;
   std::optional<int64_t> sample_rows;

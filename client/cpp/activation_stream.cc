@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/activation_window.h"
@@ -110,8 +112,9 @@ class ResumingStream final : public ActivationStream {
     return window_.received_seq();
   }
 
-  absl::Status Send(int64_t rows, std::string data) override {
-    const int64_t bytes = static_cast<int64_t>(data.size());
+  using ActivationStream::Send;
+  absl::Status Send(ActivationRows rows) override {
+    const int64_t bytes = rows.bytes();
     if (bytes > max_chunk_bytes()) {
       return absl::InvalidArgumentError(
           absl::StrCat("chunk of ", bytes, " bytes: expected at most ", max_chunk_bytes()));
@@ -120,7 +123,7 @@ class ResumingStream final : public ActivationStream {
     if (!status.ok()) return status;
     {
       const std::lock_guard lock(mutex_);
-      window_.Add(rows, std::move(data));
+      window_.Add(std::move(rows));
     }
     // Sends what the credit allows; the rest leaves with later calls.
     return RunUntil([] { return true; }, /*flush=*/false);
@@ -188,9 +191,14 @@ class ResumingStream final : public ActivationStream {
   void FillChunk(const ActivationChunk& chunk, v1::StreamActivationsRequest& request) {
     v1::ActivationChunk* wire = request.mutable_chunk();
     wire->set_seq(chunk.seq);
-    wire->set_rows(chunk.rows);
-    wire->set_data(chunk.data);
+    const ActivationRows& tokens = chunk.tokens;
+    wire->set_rows(tokens.rows);
+    wire->set_data(tokens.data);
     wire->set_crc32c(chunk.crc32c);
+    wire->mutable_token_weights()->Add(tokens.weights.begin(), tokens.weights.end());
+    if (tokens.paired.empty()) return;
+    wire->set_paired_data(tokens.paired);
+    wire->set_paired_crc32c(chunk.paired_crc32c);
   }
 
   // Under the mutex: what became durable shows that trying again is not in vain.
@@ -242,7 +250,8 @@ absl::StatusOr<v1::ActivationHeader> Header(const ActivationStreamSpec& spec,
   header.set_stream_id(spec.stream_id);
   header.set_dtype(*dtype);
   header.set_cols(spec.cols);
-  header.set_kind(v1::SECOND_MOMENT);
+  header.set_kind(static_cast<v1::StatisticKind>(spec.kind));
+  header.set_paired_cols(spec.paired_cols);
   const bool full = spec.layout == MomentLayout::kFull;
   header.set_layout(full ? v1::FULL : v1::BLOCK_DIAGONAL);
   if (!full) header.set_block_size(static_cast<int32_t>(spec.block_size));
@@ -262,14 +271,89 @@ absl::StatusOr<std::unique_ptr<ActivationStream>> Client::OpenActivationStream(
   return stream;
 }
 
+namespace {
+
+// One of the matrices whose rows go into a stream.
+struct Part {
+  absl::string_view name;
+  ByteSource* source;
+  int64_t row_bytes;
+};
+
+// The parts that belong to `spec`, all of as many rows.
+absl::StatusOr<std::vector<Part>> PartsOf(const ActivationStreamSpec& spec,
+                                          const ActivationSources& sources) {
+  const auto element = static_cast<int64_t>(compute::SizeOf(spec.dtype));
+  std::vector<Part> parts = {{"activations", sources.data, spec.cols * element}};
+  if (spec.kind == StatisticKind::kWeighted) {
+    parts.push_back({"token weights", sources.weights, sizeof(float)});
+  }
+  if (spec.paired_cols > 0) {
+    parts.push_back({"paired data", sources.paired, spec.paired_cols * element});
+  }
+  int64_t tokens = -1;
+  for (const Part& part : parts) {
+    if (part.source == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(part.name, ": expected for ", NameOf(spec.kind), ", got none"));
+    }
+    if (part.row_bytes <= 0 || part.source->size() % part.row_bytes != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(part.name, ": expected whole rows of ",
+                                                     part.row_bytes, " bytes, got ",
+                                                     part.source->size(), " bytes"));
+    }
+    const int64_t rows = part.source->size() / part.row_bytes;
+    if (tokens < 0) tokens = rows;
+    if (rows != tokens) {
+      return absl::InvalidArgumentError(absl::StrCat(part.name, ": expected ", tokens,
+                                                     " rows, as the activations have, got ", rows));
+    }
+  }
+  return parts;
+}
+
+absl::StatusOr<std::string> ReadRows(const Part& part, int64_t first, int64_t rows) {
+  std::string data(static_cast<size_t>(rows * part.row_bytes), '\0');
+  const auto bytes = absl::MakeSpan(reinterpret_cast<std::byte*>(data.data()), data.size());
+  absl::Status status = part.source->Read(first * part.row_bytes, bytes);
+  if (!status.ok()) return status;
+  return data;
+}
+
+absl::StatusOr<ActivationRows> ReadTokens(const std::vector<Part>& parts, int64_t first,
+                                          int64_t rows) {
+  ActivationRows tokens;
+  tokens.rows = rows;
+  for (const Part& part : parts) {
+    absl::StatusOr<std::string> data = ReadRows(part, first, rows);
+    if (!data.ok()) return data.status();
+    if (part.name == "activations") {
+      tokens.data = *std::move(data);
+    } else if (part.name == "paired data") {
+      tokens.paired = *std::move(data);
+    } else {
+      tokens.weights.resize(static_cast<size_t>(rows));
+      std::memcpy(tokens.weights.data(), data->data(), data->size());
+    }
+  }
+  return tokens;
+}
+
+}  // namespace
+
 absl::Status Client::StreamActivations(const ActivationStreamSpec& spec, ByteSource& activations,
                                        const ProgressCallback& progress) {
-  const int64_t row_bytes = spec.cols * static_cast<int64_t>(compute::SizeOf(spec.dtype));
-  if (row_bytes <= 0 || activations.size() % row_bytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("activations: expected whole rows of ",
-                                                   row_bytes, " bytes, got ", activations.size(),
-                                                   " bytes"));
-  }
+  return StreamActivations(spec, {.data = &activations}, progress);
+}
+
+absl::Status Client::StreamActivations(const ActivationStreamSpec& spec,
+                                       const ActivationSources& sources,
+                                       const ProgressCallback& progress) {
+  const absl::StatusOr<std::vector<Part>> parts = PartsOf(spec, sources);
+  if (!parts.ok()) return parts.status();
+  int64_t row_bytes = 0;
+  for (const Part& part : *parts) row_bytes += part.row_bytes;
+  const int64_t tokens = sources.data->size() / parts->front().row_bytes;
   auto stream = OpenActivationStream(spec);
   if (!stream.ok()) return stream.status();
   const int64_t rows_per_chunk = (*stream)->max_chunk_bytes() / row_bytes;
@@ -278,18 +362,15 @@ absl::Status Client::StreamActivations(const ActivationStreamSpec& spec, ByteSou
                                                    " bytes and the server takes at most ",
                                                    (*stream)->max_chunk_bytes(), " at once"));
   }
-  const int64_t size = activations.size();
-  const int64_t chunk_bytes = rows_per_chunk * row_bytes;
   const auto report = [&](int64_t seq) {
-    if (progress) progress(std::min(size, seq * chunk_bytes), size);
+    if (progress) progress(std::min(tokens, seq * rows_per_chunk) * row_bytes, tokens * row_bytes);
   };
-  for (int64_t seq = (*stream)->next_seq(); (seq - 1) * chunk_bytes < size; ++seq) {
-    const int64_t offset = (seq - 1) * chunk_bytes;
-    std::string data(static_cast<size_t>(std::min(chunk_bytes, size - offset)), '\0');
-    const auto bytes = absl::MakeSpan(reinterpret_cast<std::byte*>(data.data()), data.size());
-    if (absl::Status status = activations.Read(offset, bytes); !status.ok()) return status;
-    const int64_t rows = static_cast<int64_t>(data.size()) / row_bytes;
-    if (absl::Status status = (*stream)->Send(rows, std::move(data)); !status.ok()) return status;
+  for (int64_t seq = (*stream)->next_seq(); (seq - 1) * rows_per_chunk < tokens; ++seq) {
+    const int64_t first = (seq - 1) * rows_per_chunk;
+    absl::StatusOr<ActivationRows> rows =
+        ReadTokens(*parts, first, std::min(rows_per_chunk, tokens - first));
+    if (!rows.ok()) return rows.status();
+    if (absl::Status status = (*stream)->Send(*std::move(rows)); !status.ok()) return status;
     report((*stream)->received_seq());
   }
   if (absl::Status status = (*stream)->Close(); !status.ok()) return status;

@@ -8,10 +8,11 @@
 
 namespace quantd::client {
 
-void ActivationWindow::Add(int64_t rows, std::string data) {
-  const uint32_t crc32c = compute::Crc32c(data);
-  kept_ += static_cast<int64_t>(data.size());
-  chunks_.push_back({next_seq_++, rows, std::move(data), crc32c});
+void ActivationWindow::Add(ActivationRows tokens) {
+  const uint32_t crc32c = compute::Crc32c(tokens.data);
+  const uint32_t paired_crc32c = compute::Crc32c(tokens.paired);
+  kept_ += tokens.bytes();
+  chunks_.push_back({next_seq_++, std::move(tokens), crc32c, paired_crc32c});
 }
 
 absl::Status ActivationWindow::Restart(int64_t durable_seq, int64_t credit_bytes) {
@@ -44,7 +45,7 @@ absl::Status ActivationWindow::Acknowledge(int64_t received_seq, int64_t durable
   received_seq = std::max({received_seq, durable_seq, received_seq_});
   for (const ActivationChunk& chunk : chunks_) {
     if (chunk.seq > received_seq) break;
-    if (chunk.seq > received_seq_) in_flight_ -= static_cast<int64_t>(chunk.data.size());
+    if (chunk.seq > received_seq_) in_flight_ -= chunk.tokens.bytes();
   }
   received_seq_ = received_seq;
   credit_ = credit_bytes;
@@ -54,7 +55,7 @@ absl::Status ActivationWindow::Acknowledge(int64_t received_seq, int64_t durable
 
 void ActivationWindow::DropDurable(int64_t durable_seq) {
   while (!chunks_.empty() && chunks_.front().seq <= durable_seq) {
-    kept_ -= static_cast<int64_t>(chunks_.front().data.size());
+    kept_ -= chunks_.front().tokens.bytes();
     chunks_.pop_front();
   }
   durable_seq_ = std::max(durable_seq_, durable_seq);
@@ -63,12 +64,11 @@ void ActivationWindow::DropDurable(int64_t durable_seq) {
 const ActivationChunk* ActivationWindow::NextToSend() const {
   if (AllSent()) return nullptr;
   const ActivationChunk& chunk = chunks_[static_cast<size_t>(sent_seq_ - durable_seq_)];
-  return in_flight_ + static_cast<int64_t>(chunk.data.size()) <= credit_ ? &chunk : nullptr;
+  return in_flight_ + chunk.tokens.bytes() <= credit_ ? &chunk : nullptr;
 }
 
 void ActivationWindow::MarkSent() {
-  in_flight_ +=
-      static_cast<int64_t>(chunks_[static_cast<size_t>(sent_seq_ - durable_seq_)].data.size());
+  in_flight_ += chunks_[static_cast<size_t>(sent_seq_ - durable_seq_)].tokens.bytes();
   ++sent_seq_;
 }
 

@@ -5,14 +5,15 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "client/cpp/client.h"
 
 namespace quantd::client {
 
 struct ActivationChunk {
   int64_t seq = 0;
-  int64_t rows = 0;
-  std::string data;
-  uint32_t crc32c = 0;
+  ActivationRows tokens;
+  uint32_t crc32c = 0;         // of the data
+  uint32_t paired_crc32c = 0;  // of the paired data
 };
 
 // What the sending side of an activation stream has to remember: chunks stay here until the server
@@ -28,7 +29,7 @@ class ActivationWindow {
   // Sequence number of the next chunk to Add: 1 for a new stream, and behind what an earlier client
   // made durable for one that is continued.
   int64_t next_seq() const { return next_seq_; }
-  void Add(int64_t rows, std::string data);
+  void Add(ActivationRows tokens);
 
   // After connecting: the server holds everything up to `durable_seq`, the rest is sent again.
   // DATA_LOSS where the server has less than it acknowledged, ABORTED where it has more than was

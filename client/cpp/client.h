@@ -53,12 +53,26 @@ struct CreatedJob {
 struct ActivationStreamSpec {
   std::string statistic;  // name
   std::string stream_id;
-  compute::DType dtype = compute::DType::kF32;
+  compute::DType dtype = compute::DType::kF32;  // of paired data, too
   int64_t cols = 0;
+  StatisticKind kind = StatisticKind::kSecondMoment;
+  int64_t paired_cols = 0;  // kCrossMoment: cols; kResidualMoment: rows of the layer's weight
   MomentLayout layout = MomentLayout::kFull;
   int64_t block_size = 0;              // kBlockDiagonal
   std::optional<int64_t> sample_rows;  // the server's default where unset
   uint64_t sample_seed = 0;
+};
+
+// Tokens, one a row, with what the statistic's kind takes beside them.
+struct ActivationRows {
+  int64_t rows = 0;
+  std::string data;                 // rows x cols elements: x, of the paired kinds xhat
+  std::vector<float> weights = {};  // kWeighted: one a row, finite and >= 0
+  std::string paired = {};  // kCrossMoment: x, kResidualMoment: r - rhat; rows x paired_cols
+
+  int64_t bytes() const {
+    return static_cast<int64_t>(data.size() + weights.size() * sizeof(float) + paired.size());
+  }
 };
 
 // Streams activations to a statistic. Survives reconnects: what the server has not yet made durable
@@ -70,10 +84,13 @@ class ActivationStream {
   // Sequence number of the next chunk: 1, or more where an earlier client with the same stream_id
   // left off. The caller then goes on with its chunk number next_seq().
   virtual int64_t next_seq() const = 0;
-  // Bytes of one Send, at most.
+  // Bytes of one Send, at most: those of data, weights and paired data together.
   virtual int64_t max_chunk_bytes() const = 0;
-  // rows x cols elements. Returns once the chunk is kept; blocks while too much is.
-  virtual absl::Status Send(int64_t rows, std::string data) = 0;
+  // Returns once the chunk is kept; blocks while too much is.
+  virtual absl::Status Send(ActivationRows rows) = 0;
+  absl::Status Send(int64_t rows, std::string data) {
+    return Send({.rows = rows, .data = std::move(data)});
+  }
   // Returns once everything sent so far is durable.
   virtual absl::Status Flush() = 0;
   // As Flush, and ends the stream.
@@ -82,12 +99,34 @@ class ActivationStream {
   virtual int64_t received_seq() const = 0;
 };
 
+// Where the rows of a whole stream come from; null for what the kind does not take.
+struct ActivationSources {
+  ByteSource* data = nullptr;
+  ByteSource* weights = nullptr;  // F32
+  ByteSource* paired = nullptr;
+};
+
 struct MomentSpec {
   std::string statistic;  // name
+  StatisticKind kind = StatisticKind::kSecondMoment;
   int64_t cols = 0;
+  int64_t paired_cols = 0;                      // as in ActivationStreamSpec
   compute::DType dtype = compute::DType::kF32;  // F32 or F64
   bool mean = true;                             // E[x x^T]; else the sum over the tokens
   int64_t tokens = 1;
+  double weight_sum = 0.0;  // kWeighted: of the tokens' weights
+
+  int64_t rows() const { return paired_cols > 0 ? paired_cols : cols; }  // of the matrix
+};
+
+// A statistic as it leaves the server.
+struct ExportedMoment {
+  MomentSpec spec;
+  MomentLayout layout = MomentLayout::kFull;
+  int64_t block_size = 0;
+  std::string matrix;  // spec.rows() x cols or cols/B x B x B elements of spec.dtype
+  int64_t sample_rows = 0;
+  std::string sample;  // sample_rows x cols, F32
 };
 
 // A connection to a server. Every call blocks until it is done, tries again while the server cannot
@@ -126,13 +165,18 @@ class Client {
 
   absl::StatusOr<std::unique_ptr<ActivationStream>> OpenActivationStream(
       const ActivationStreamSpec& spec);
-  // A whole T x cols matrix through one stream, in chunks of equal size, so that calling it again
-  // with the same arguments continues a stream that broke off.
+  // A whole T x cols matrix (and what belongs to its rows) through one stream, in chunks of equal
+  // size, so that calling it again with the same arguments continues a stream that broke off.
   absl::Status StreamActivations(const ActivationStreamSpec& spec, ByteSource& activations,
                                  const ProgressCallback& progress = nullptr);
-  // Stores a cols x cols second moment. Sealed from the start.
+  absl::Status StreamActivations(const ActivationStreamSpec& spec, const ActivationSources& sources,
+                                 const ProgressCallback& progress = nullptr);
+  // Stores a moment of spec.rows() x cols. Sealed from the start.
   absl::StatusOr<Statistic> ImportStatistic(const MomentSpec& spec, ByteSource& moment,
                                             const ProgressCallback& progress = nullptr);
+  // A sealed statistic, verified: DATA_LOSS where what came does not match its checksums.
+  absl::StatusOr<ExportedMoment> ExportStatistic(absl::string_view statistic,
+                                                 const ProgressCallback& progress = nullptr);
   absl::StatusOr<Statistic> GetStatistic(absl::string_view statistic);
   absl::StatusOr<std::vector<Statistic>> ListStatistics();
   absl::StatusOr<Statistic> SealStatistic(absl::string_view statistic);

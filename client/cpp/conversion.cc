@@ -160,6 +160,9 @@ absl::StatusOr<v1::Layer> ToWire(const Layer& layer) {
   wire.set_dtype(*dtype);
   wire.set_fusion_group(layer.fusion_group);
   wire.set_statistic(layer.statistic);
+  wire.set_second_moment_hat(layer.second_moment_hat);
+  wire.set_cross_moment(layer.cross_moment);
+  wire.set_residual_moment(layer.residual_moment);
   if (layer.recipe) *wire.mutable_recipe() = ToWire(*layer.recipe);
   return wire;
 }
@@ -199,6 +202,9 @@ Layer FromWire(const v1::Layer& wire) {
   layer.dtype = FromWire(wire.dtype());
   layer.fusion_group = wire.fusion_group();
   layer.statistic = wire.statistic();
+  layer.second_moment_hat = wire.second_moment_hat();
+  layer.cross_moment = wire.cross_moment();
+  layer.residual_moment = wire.residual_moment();
   if (wire.has_recipe()) layer.recipe = FromWire(wire.recipe());
   layer.state = static_cast<LayerState>(wire.state());
   if (wire.has_error()) {
@@ -237,6 +243,8 @@ JobUpdate FromWire(const v1::WatchJobResponse& wire) {
 Statistic FromWire(const v1::Statistic& wire) {
   Statistic statistic;
   statistic.name = wire.name();
+  statistic.kind = static_cast<StatisticKind>(wire.kind());
+  statistic.paired_cols = wire.paired_cols();
   statistic.layout =
       wire.layout() == v1::BLOCK_DIAGONAL ? MomentLayout::kBlockDiagonal : MomentLayout::kFull;
   statistic.block_size = wire.block_size();

@@ -54,6 +54,22 @@ absl::string_view NameOf(StatisticState state) {
   return "unknown";
 }
 
+absl::string_view NameOf(StatisticKind kind) {
+  switch (kind) {
+    case StatisticKind::kUnspecified:
+      break;
+    case StatisticKind::kSecondMoment:
+      return "second_moment";
+    case StatisticKind::kWeighted:
+      return "weighted";
+    case StatisticKind::kCrossMoment:
+      return "cross_moment";
+    case StatisticKind::kResidualMoment:
+      return "residual_moment";
+  }
+  return "unknown";
+}
+
 bool HasEnded(JobState state) {
   return state == JobState::kSucceeded || state == JobState::kFailed ||
          state == JobState::kCancelled;

@@ -35,10 +35,12 @@ enum class LayerState {
 };
 enum class StatisticState { kUnspecified, kOpen, kSealed };
 enum class MomentLayout { kFull, kBlockDiagonal };
+enum class StatisticKind { kUnspecified, kSecondMoment, kWeighted, kCrossMoment, kResidualMoment };
 
 absl::string_view NameOf(JobState state);  // "running"
 absl::string_view NameOf(LayerState state);
 absl::string_view NameOf(StatisticState state);
+absl::string_view NameOf(StatisticKind kind);  // "second_moment"
 bool HasEnded(JobState state);
 bool HasEnded(LayerState state);
 
@@ -49,7 +51,11 @@ struct Layer {
   int64_t cols = 0;
   compute::DType dtype = compute::DType::kF32;  // a float dtype
   std::string fusion_group;
-  std::string statistic;  // name, or empty
+  // Names of statistics, or empty.
+  std::string statistic;
+  std::string second_moment_hat;
+  std::string cross_moment;
+  std::string residual_moment;
   std::optional<compute::Recipe> recipe;
 
   std::string name;
@@ -91,9 +97,11 @@ struct Statistic {
     int64_t tokens = 0;
   };
   std::string name;
+  StatisticKind kind = StatisticKind::kUnspecified;
   MomentLayout layout = MomentLayout::kFull;
   int64_t block_size = 0;
   int64_t cols = 0;
+  int64_t paired_cols = 0;
   int64_t tokens = 0;
   StatisticState state = StatisticState::kUnspecified;
   std::vector<Stream> streams;

@@ -175,6 +175,93 @@ absl::Status Take(const v1::ReadArtifactResponse& response, absl::string_view ar
   return absl::OkStatus();
 }
 
+compute::DType MomentDType(v1::DType dtype) {
+  return dtype == v1::F32 ? compute::DType::kF32 : compute::DType::kF64;
+}
+
+// Bytes that the header announces: matrix and sample. Dimensions come from the server.
+absl::StatusOr<int64_t> AnnouncedBytes(const ExportedMoment& moment) {
+  constexpr int64_t kMost = int64_t{1} << 20;  // as the server's
+  const MomentSpec& spec = moment.spec;
+  const bool fits = spec.cols >= 1 && spec.cols <= kMost && spec.paired_cols >= 0 &&
+                    spec.paired_cols <= kMost && moment.block_size >= 0 &&
+                    moment.block_size <= spec.cols && moment.sample_rows >= 0 &&
+                    moment.sample_rows <= kMost;
+  if (!fits) return absl::DataLossError(absl::StrCat(spec.statistic, ": malformed header"));
+  const int64_t height = moment.layout == MomentLayout::kFull ? spec.rows() : moment.block_size;
+  return height * spec.cols * static_cast<int64_t>(compute::SizeOf(spec.dtype)) +
+         moment.sample_rows * spec.cols * static_cast<int64_t>(sizeof(float));
+}
+
+ExportedMoment FromHeader(const v1::StatisticHeader& header) {
+  ExportedMoment moment;
+  moment.spec = {.statistic = header.statistic(),
+                 .kind = static_cast<StatisticKind>(header.kind()),
+                 .cols = header.cols(),
+                 .paired_cols = header.paired_cols(),
+                 .dtype = MomentDType(header.dtype()),
+                 .mean = header.normalization() == v1::MEAN,
+                 .tokens = header.tokens(),
+                 .weight_sum = header.weight_sum()};
+  moment.layout =
+      header.layout() == v1::BLOCK_DIAGONAL ? MomentLayout::kBlockDiagonal : MomentLayout::kFull;
+  moment.block_size = header.block_size();
+  moment.sample_rows = header.sample_rows();
+  return moment;
+}
+
+absl::StatusOr<ExportedMoment> ExportOnce(Connection& connection, const std::string& name,
+                                          const ProgressCallback& progress) {
+  Call call(connection);
+  v1::ExportStatisticRequest request;
+  request.set_name(name);
+  const auto stream = connection.calibration->ExportStatistic(call.context(), request);
+  ExportedMoment moment;
+  absl::StatusOr<int64_t> size = absl::DataLossError(absl::StrCat(name, ": nothing came"));
+  std::string bytes;
+  std::string sha256;
+  v1::ExportStatisticResponse response;
+  const auto take = [&]() -> absl::Status {
+    if (response.has_header()) {
+      moment = FromHeader(response.header());
+      size = AnnouncedBytes(moment);
+      return size.status();
+    }
+    if (response.has_finish()) {
+      sha256 = response.finish().sha256();
+      return absl::OkStatus();
+    }
+    if (!size.ok()) return size.status();
+    const v1::StatisticChunk& chunk = response.chunk();
+    const auto have = static_cast<int64_t>(bytes.size());
+    if (chunk.offset() != have || compute::Crc32c(chunk.data()) != chunk.crc32c() ||
+        static_cast<int64_t>(chunk.data().size()) > *size - have) {
+      return absl::DataLossError(absl::StrCat(name, ": corrupt chunk at offset ", chunk.offset()));
+    }
+    bytes += chunk.data();
+    if (progress) progress(have + static_cast<int64_t>(chunk.data().size()), *size);
+    return absl::OkStatus();
+  };
+  while (stream->Read(&response)) {
+    if (absl::Status status = take(); !status.ok()) {
+      call.context()->TryCancel();
+      (void)stream->Finish();
+      return status;
+    }
+  }
+  if (absl::Status status = connection.ToStatus(stream->Finish()); !status.ok()) return status;
+  if (!size.ok()) return size.status();
+  if (static_cast<int64_t>(bytes.size()) != *size ||
+      sha256 != compute::ToBytes(compute::Sha256::Of(bytes))) {
+    return absl::DataLossError(absl::StrCat(name, ": the bytes do not match their digest"));
+  }
+  const int64_t sample = moment.sample_rows * moment.spec.cols * 4;
+  moment.sample = bytes.substr(static_cast<size_t>(*size - sample));
+  bytes.resize(static_cast<size_t>(*size - sample));
+  moment.matrix = std::move(bytes);
+  return moment;
+}
+
 }  // namespace
 
 absl::Status Client::UploadWeights(const Layer& layer, ByteSource& weights,
@@ -212,7 +299,7 @@ absl::Status Client::UploadWeights(const Layer& layer, ByteSource& weights,
 
 absl::StatusOr<Statistic> Client::ImportStatistic(const MomentSpec& spec, ByteSource& moment,
                                                   const ProgressCallback& progress) {
-  if (absl::Status status = CheckSize(moment, spec.cols, spec.cols, spec.dtype); !status.ok()) {
+  if (absl::Status status = CheckSize(moment, spec.rows(), spec.cols, spec.dtype); !status.ok()) {
     return status;
   }
   const absl::StatusOr<v1::DType> dtype = ToWire(spec.dtype);
@@ -224,6 +311,9 @@ absl::StatusOr<Statistic> Client::ImportStatistic(const MomentSpec& spec, ByteSo
   header.set_dtype(*dtype);
   header.set_normalization(spec.mean ? v1::MEAN : v1::SUM);
   header.set_tokens(spec.tokens);
+  header.set_kind(static_cast<v1::StatisticKind>(spec.kind));
+  header.set_paired_cols(spec.paired_cols);
+  header.set_weight_sum(spec.weight_sum);
 
   HashedSource source(moment, connection_->ChunkBytes());
   Backoff backoff(connection_->options().retry_for);
@@ -240,6 +330,19 @@ absl::StatusOr<Statistic> Client::ImportStatistic(const MomentSpec& spec, ByteSo
       }
     }
     if (absl::Status stop = connection_->WaitToRetry(statistic.status(), backoff); !stop.ok()) {
+      return stop;
+    }
+  }
+}
+
+absl::StatusOr<ExportedMoment> Client::ExportStatistic(absl::string_view statistic,
+                                                       const ProgressCallback& progress) {
+  const std::string name = StatisticName(statistic);
+  Backoff backoff(connection_->options().retry_for);
+  while (true) {
+    absl::StatusOr<ExportedMoment> moment = ExportOnce(*connection_, name, progress);
+    if (moment.ok()) return moment;
+    if (absl::Status stop = connection_->WaitToRetry(moment.status(), backoff); !stop.ok()) {
       return stop;
     }
   }

@@ -22,12 +22,12 @@ int SendAll(ActivationWindow& window) {
 TEST(ActivationWindowTest, NumbersAndChecksumsChunks) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, kPlenty).ok());
-  window.Add(3, "abc");
-  window.Add(4, "abcd");
+  window.Add({3, "abc"});
+  window.Add({4, "abcd"});
   const ActivationChunk* chunk = window.NextToSend();
   ASSERT_NE(chunk, nullptr);
   EXPECT_EQ(chunk->seq, 1);
-  EXPECT_EQ(chunk->rows, 3);
+  EXPECT_EQ(chunk->tokens.rows, 3);
   EXPECT_EQ(chunk->crc32c, compute::Crc32c("abc"));
   window.MarkSent();
   ASSERT_NE(window.NextToSend(), nullptr);
@@ -37,7 +37,7 @@ TEST(ActivationWindowTest, NumbersAndChecksumsChunks) {
 TEST(ActivationWindowTest, SendsOnlyWhatTheCreditCovers) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, 10).ok());
-  for (int i = 0; i < 5; ++i) window.Add(1, "1234");
+  for (int i = 0; i < 5; ++i) window.Add({1, "1234"});
   EXPECT_EQ(SendAll(window), 2);
   EXPECT_EQ(window.in_flight_bytes(), 8);
   ASSERT_TRUE(window.Acknowledge(1, 0, 10).ok());
@@ -53,11 +53,24 @@ TEST(ActivationWindowTest, SendsOnlyWhatTheCreditCovers) {
   EXPECT_TRUE(window.AllDurable());
 }
 
+TEST(ActivationWindowTest, CountsWeightsAndPairedData) {
+  ActivationWindow window(kPlenty);
+  ASSERT_TRUE(window.Restart(0, 20).ok());
+  for (int i = 0; i < 2; ++i) {
+    window.Add({.rows = 2, .data = "1234", .weights = {1.0f, 0.5f}, .paired = "567"});
+  }
+  EXPECT_EQ(window.NextToSend()->paired_crc32c, compute::Crc32c("567"));
+  EXPECT_EQ(SendAll(window), 1);
+  EXPECT_EQ(window.in_flight_bytes(), 15);
+  ASSERT_TRUE(window.Acknowledge(1, 0, 20).ok());
+  EXPECT_EQ(SendAll(window), 1);
+}
+
 TEST(ActivationWindowTest, KeepsChunksUntilTheyAreDurable) {
   ActivationWindow window(10);
   ASSERT_TRUE(window.Restart(0, kPlenty).ok());
   EXPECT_TRUE(window.HasRoom(100));  // one chunk always fits
-  window.Add(1, std::string(8, 'x'));
+  window.Add({1, std::string(8, 'x')});
   EXPECT_FALSE(window.HasRoom(8));
   SendAll(window);
   ASSERT_TRUE(window.Acknowledge(1, 0, kPlenty).ok());
@@ -69,7 +82,7 @@ TEST(ActivationWindowTest, KeepsChunksUntilTheyAreDurable) {
 TEST(ActivationWindowTest, SendsAgainWhatWasNotDurable) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, 100).ok());
-  for (int i = 0; i < 4; ++i) window.Add(1, "1234");
+  for (int i = 0; i < 4; ++i) window.Add({1, "1234"});
   EXPECT_EQ(SendAll(window), 4);
   ASSERT_TRUE(window.Acknowledge(3, 1, 100).ok());
   ASSERT_TRUE(window.Restart(2, 100).ok());
@@ -84,7 +97,7 @@ TEST(ActivationWindowTest, ContinuesAStreamOfAnEarlierClient) {
   ASSERT_TRUE(window.Restart(7, 100).ok());
   EXPECT_EQ(window.next_seq(), 8);
   EXPECT_TRUE(window.AllDurable());
-  window.Add(1, "x");
+  window.Add({1, "x"});
   ASSERT_NE(window.NextToSend(), nullptr);
   EXPECT_EQ(window.NextToSend()->seq, 8);
 }
@@ -92,8 +105,8 @@ TEST(ActivationWindowTest, ContinuesAStreamOfAnEarlierClient) {
 TEST(ActivationWindowTest, RefusesAServerThatForgot) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, 100).ok());
-  window.Add(1, "x");
-  window.Add(1, "y");
+  window.Add({1, "x"});
+  window.Add({1, "y"});
   SendAll(window);
   ASSERT_TRUE(window.Acknowledge(1, 1, 100).ok());
   EXPECT_TRUE(absl::IsDataLoss(window.Restart(0, 100)));
@@ -102,14 +115,14 @@ TEST(ActivationWindowTest, RefusesAServerThatForgot) {
 TEST(ActivationWindowTest, NoticesAnotherWriter) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, 100).ok());
-  window.Add(1, "x");
+  window.Add({1, "x"});
   EXPECT_TRUE(absl::IsAborted(window.Restart(2, 100)));
 }
 
 TEST(ActivationWindowTest, RefusesAcknowledgementsOfWhatWasNeverSent) {
   ActivationWindow window(kPlenty);
   ASSERT_TRUE(window.Restart(0, 100).ok());
-  window.Add(1, "x");
+  window.Add({1, "x"});
   EXPECT_TRUE(absl::IsInternal(window.Acknowledge(1, 0, 100)));
   EXPECT_TRUE(absl::IsInternal(window.Acknowledge(0, 1, 100)));
 }
@@ -133,7 +146,7 @@ TEST(ActivationWindowTest, DeliversEachChunkOnceWhateverHappens) {
       switch (below(6)) {
         case 0:
           if (const int64_t size = 1 + below(40); step < 400 && window.HasRoom(size)) {
-            window.Add(1, std::string(static_cast<size_t>(size), 'x'));
+            window.Add({1, std::string(static_cast<size_t>(size), 'x')});
             added_bytes += size;
           }
           break;
@@ -148,7 +161,7 @@ TEST(ActivationWindowTest, DeliversEachChunkOnceWhateverHappens) {
         case 3:  // the server takes a chunk and says so
           if (!wire.empty()) {
             ASSERT_EQ(wire.front().seq, ++received);
-            received_bytes += static_cast<int64_t>(wire.front().data.size());
+            received_bytes += static_cast<int64_t>(wire.front().tokens.data.size());
             wire.pop_front();
             credit = 50 + below(50);
             ASSERT_TRUE(window.Acknowledge(received, durable, credit).ok());

@@ -399,6 +399,66 @@ TEST_F(ClientTest, ImportsASecondMoment) {
   EXPECT_TRUE(absl::IsAlreadyExists(client_->ImportStatistic(spec, *source).status()));
 }
 
+TEST_F(ClientTest, ExportsWhatWasImported) {
+  MomentSpec spec;
+  spec.statistic = "m";
+  spec.kind = StatisticKind::kResidualMoment;
+  spec.cols = 20;
+  spec.paired_cols = 6;
+  spec.dtype = compute::DType::kF64;
+  spec.mean = false;
+  spec.tokens = 77;
+  const std::string matrix = RandomBytes(6 * 20 * 8);
+  const auto source = MemorySource(AsBytes(matrix));
+  ASSERT_TRUE(client_->ImportStatistic(spec, *source).ok());
+  EXPECT_EQ(state_->imported_header.kind(), v1::RESIDUAL_MOMENT);
+  EXPECT_EQ(state_->imported_header.paired_cols(), 6);
+
+  using Fault = FakeState::ExportFault;
+  state_->export_faults = {Fault::kBreaks, Fault::kBreaks};
+  const auto moment = client_->ExportStatistic("m");
+  ASSERT_TRUE(moment.ok()) << moment.status();
+  EXPECT_EQ(moment->matrix, matrix);
+  EXPECT_EQ(moment->sample, "");
+  EXPECT_EQ(moment->spec.kind, StatisticKind::kResidualMoment);
+  EXPECT_EQ(moment->spec.rows(), 6);
+  EXPECT_EQ(moment->spec.tokens, 77);
+  EXPECT_FALSE(moment->spec.mean);
+  for (const Fault fault :
+       {Fault::kWrongCrc, Fault::kWrongDigest, Fault::kCutShort, Fault::kHostileHeader}) {
+    state_->export_faults = {fault};
+    EXPECT_TRUE(absl::IsDataLoss(client_->ExportStatistic("m").status()))
+        << static_cast<int>(fault);
+  }
+}
+
+TEST_F(ClientTest, StreamsPairedRowsAsOneChunk) {
+  ActivationStreamSpec spec = Activations();
+  spec.kind = StatisticKind::kResidualMoment;
+  spec.paired_cols = 20;  // 40 bytes a row beside 100
+  const std::string rows = RandomBytes(100 * 90);
+  const std::string pairs = RandomBytes(40 * 90);
+  const auto data = MemorySource(AsBytes(rows));
+  const auto paired = MemorySource(AsBytes(pairs));
+  const absl::Status status =
+      client_->StreamActivations(spec, {.data = data.get(), .paired = paired.get()});
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(DurableBytes(), rows);
+  EXPECT_EQ(state_->paired, pairs);
+
+  const auto refused = [&](const ActivationSources& sources) {
+    return std::string(client_->StreamActivations(spec, sources).message());
+  };
+  EXPECT_NE(refused({.data = data.get()}).find("paired data: expected for residual_moment"),
+            std::string::npos);
+  const auto fewer = MemorySource(AsBytes(pairs).subspan(0, 40 * 89));
+  EXPECT_NE(refused({.data = data.get(), .paired = fewer.get()}).find("expected 90 rows"),
+            std::string::npos);
+  spec.kind = StatisticKind::kWeighted;
+  spec.paired_cols = 0;
+  EXPECT_NE(refused({.data = data.get()}).find("token weights"), std::string::npos);
+}
+
 TEST_F(ClientTest, WatchesThroughBrokenStreamsUntilTheJobHasEnded) {
   for (const v1::JobState job_state : {v1::ACCEPTING, v1::RUNNING, v1::SUCCEEDED}) {
     v1::WatchJobResponse update;

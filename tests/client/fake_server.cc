@@ -193,6 +193,35 @@ class FakeCalibration final : public v1::Calibration::Service {
     return Status(StatusCode::INVALID_ARGUMENT, "no finish");
   }
 
+  Status ExportStatistic(ServerContext*, const v1::ExportStatisticRequest*,
+                         grpc::ServerWriter<v1::ExportStatisticResponse>* writer) override {
+    using Fault = FakeState::ExportFault;
+    const std::lock_guard lock(state_->mutex);
+    Fault fault = Fault::kNone;
+    if (!state_->export_faults.empty()) {
+      fault = state_->export_faults.front();
+      state_->export_faults.pop_front();
+    }
+    v1::ExportStatisticResponse response;
+    *response.mutable_header() = state_->imported_header;
+    if (fault == Fault::kHostileHeader) response.mutable_header()->set_cols(int64_t{1} << 62);
+    writer->Write(response);
+    const std::string& bytes = state_->imported;
+    const size_t end = fault == Fault::kCutShort ? bytes.size() - 8 : bytes.size();
+    for (size_t offset = 0; offset < end; offset += 100) {
+      v1::StatisticChunk* chunk = response.mutable_chunk();
+      chunk->set_offset(static_cast<int64_t>(offset));
+      chunk->set_data(bytes.substr(offset, std::min<size_t>(100, end - offset)));
+      chunk->set_crc32c(Crc32c(chunk->data()) ^ (fault == Fault::kWrongCrc ? 1 : 0));
+      writer->Write(response);
+      if (fault == Fault::kBreaks && offset >= 300) return Broken();
+    }
+    response.mutable_finish()->set_sha256(
+        compute::ToBytes(Sha256::Of(fault == Fault::kWrongDigest ? "other" : bytes)));
+    writer->Write(response);
+    return Status::OK;
+  }
+
   Status GetStatistic(ServerContext*, const v1::GetStatisticRequest*,
                       v1::Statistic* response) override {
     const std::lock_guard lock(state_->mutex);
@@ -221,6 +250,10 @@ class FakeCalibration final : public v1::Calibration::Service {
     if (Crc32c(chunk.data()) != chunk.crc32c()) {
       return Status(StatusCode::INVALID_ARGUMENT, "crc32c");
     }
+    if (Crc32c(chunk.paired_data()) != chunk.paired_crc32c()) {
+      return Status(StatusCode::INVALID_ARGUMENT, "paired_crc32c");
+    }
+    state_->paired += chunk.paired_data();
     state_->received_seqs.back().push_back(chunk.seq());
     session.received = chunk.seq();
     session.pending[chunk.seq()] = chunk.data();

@@ -36,6 +36,7 @@ struct FakeState {
 
   // Activations: durable bytes by seq. An entry breaks the stream after so many chunks.
   std::map<int64_t, std::string> durable;
+  std::string paired;  // as received
   int64_t credit_bytes = 1 << 20;
   int64_t chunks_per_ack = 1;
   bool durable_on_ack = true;  // else only on flush and at the end
@@ -50,6 +51,9 @@ struct FakeState {
   std::string imported;
   v1::StatisticHeader imported_header;
   int import_faults_after_commit = 0;  // so many answers get lost
+  // What ExportStatistic does to `imported`: one entry a call.
+  enum class ExportFault { kNone, kBreaks, kWrongCrc, kWrongDigest, kCutShort, kHostileHeader };
+  std::deque<ExportFault> export_faults;
 
   // Jobs.
   v1::CreateJobRequest created;

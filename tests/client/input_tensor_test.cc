@@ -38,7 +38,8 @@ class PickTensorTest : public testing::Test {
   }
 
   absl::StatusOr<InputTensor> Pick(const std::string& wanted, bool any_rank = false) {
-    return PickTensor(path_, wanted, "weight", any_rank);
+    return PickTensor(path_, wanted, "weight",
+                      any_rank ? TensorRank::kMatrixOrMore : TensorRank::kMatrix);
   }
 
   const std::string path_ = testing::TempDir() + "pick_" +

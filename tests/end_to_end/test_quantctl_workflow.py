@@ -15,18 +15,20 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from quantd.v1 import jobs_pb2
+from quantd.v1 import calibration_pb2, jobs_pb2
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from .server_process import Server, bin_dir, eventually, seconds
 from .wire import (
+    F32,
     activations_like,
     create_job,
     delete_job,
     gaussian,
     get_job,
     get_statistic,
+    import_requests,
     layer,
     limits,
     seal,
@@ -78,6 +80,106 @@ def test_a_kept_statistic_serves_other_recipes(
     assert [(each["state"], each["cols"], each["tokens"]) for each in mine] == [
         ("sealed", COLS, TOKENS)
     ]
+
+
+def test_weighted_tokens(
+    server: Server, quantctl: Tool, weights: Path, activations: Path, tmp_path: Path, unique: str
+) -> None:
+    """Tokens of weight 0 are as if they were not there."""
+    p = np.where(np.arange(TOKENS) < TOKENS // 2, 1.0, 0.0).astype(np.float32)
+    save_file({"token_weights": p}, tmp_path / "p.safetensors")
+    save_file({"activations": ACTIVATIONS[: TOKENS // 2]}, tmp_path / "half.safetensors")
+    at = ("--server", server.address, "quantize", "--weights", weights, "--format", "mxfp4")
+    at = (*at, "--transform", "wush", "--damping", "0.01", "--sample_rows", "0")
+    quantctl(
+        *at,
+        *("--activations", activations, "--token_weights", tmp_path / "p.safetensors"),
+        *("--statistic", unique, "--out", tmp_path / "a"),
+        check=True,
+    )
+    statistic = get_statistic(server.api, server.api.statistic_name(unique))
+    assert statistic.kind == calibration_pb2.WEIGHTED
+    quantctl(
+        *at, *("--activations", tmp_path / "half.safetensors", "--out", tmp_path / "b"), check=True
+    )
+    first, second = (load_file(tmp_path / run / "result.safetensors") for run in "ab")
+    for name, tensor in first.items():
+        assert np.array_equal(tensor, second[name]), name
+
+    save_file({"token_weights": p[:-1]}, tmp_path / "short.safetensors")
+    refused = quantctl(
+        *at,
+        *("--activations", activations, "--token_weights", tmp_path / "short.safetensors"),
+        *("--out", tmp_path / "c"),
+    )
+    assert refused.returncode == 1
+    assert f"expected {TOKENS} weights" in refused.stderr
+
+
+def test_moments_of_drift_from_files_and_from_the_server(
+    server: Server, quantctl: Tool, weights: Path, tmp_path: Path, unique: str
+) -> None:
+    xhat = ACTIVATIONS + 0.1 * activations_like(TOKENS, COLS, 83).astype(np.float32)
+    residual = gaussian(TOKENS, ROWS, 84).astype(np.float32)
+    moments = {
+        "second_moment": ACTIVATIONS.T @ ACTIVATIONS / TOKENS,
+        "second_moment_hat": xhat.T @ xhat / TOKENS,
+        "cross_moment": ACTIVATIONS.T @ xhat / TOKENS,
+        "residual_moment": residual.T @ xhat / TOKENS,
+    }
+    files: list[str | Path] = []
+    for name, matrix in moments.items():
+        save_file({name: matrix}, tmp_path / f"{name}.safetensors")
+        files += [f"--{name}", tmp_path / f"{name}.safetensors"]
+    at = ("--server", server.address, "--json", "quantize", "--weights", weights)
+    at = (*at, "--method", "watersic", "--rate_bits", "3")
+    before = quantctl("--server", server.address, "statistics", "--json", check=True).stdout
+    done = quantctl(*at, *files, "--delete", "--out", tmp_path / "a", check=True)
+    assert json.loads(done.stdout)["report"]["relative_drift_error"] > 0
+    after = quantctl("--server", server.address, "statistics", "--json", check=True).stdout
+    assert after == before  # those of the run are gone
+
+    # The same moments under names of the server.
+    given: list[str | Path] = ["--second_moment", tmp_path / "second_moment.safetensors"]
+    for name, matrix in list(moments.items())[1:]:
+        kind = {"second_moment_hat": 1, "cross_moment": 3, "residual_moment": 4}[name]
+        header = calibration_pb2.StatisticHeader(
+            statistic=server.api.statistic_name(f"{unique}-{name}"),
+            cols=COLS,
+            dtype=F32,
+            tokens=1,
+            normalization=calibration_pb2.MEAN,
+            kind=kind,
+            paired_cols=0 if kind == 1 else matrix.shape[0],
+        )
+        server.api.calibration.ImportStatistic(import_requests(header, matrix.tobytes()))
+        given += [f"--{name}", f"{unique}-{name}"]
+    quantctl(*at, *given, "--out", tmp_path / "b", check=True)
+    first, second = (load_file(tmp_path / run / "result.safetensors") for run in "ab")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert np.array_equal(tensor, second[name]), name
+
+
+def test_moments_of_drift_are_checked_before_anything_is_sent(
+    server: Server, quantctl: Tool, weights: Path, activations: Path, tmp_path: Path
+) -> None:
+    square = np.eye(COLS, dtype=np.float32)
+    save_file({"second_moment_hat": square}, tmp_path / "hat.safetensors")
+    save_file({"cross_moment": square[:-1]}, tmp_path / "cross.safetensors")
+    save_file({"residual_moment": square}, tmp_path / "residual.safetensors")
+    at = ("--server", server.address, "quantize", "--weights", weights)
+    at = (*at, "--activations", activations, "--out", tmp_path / "out")
+    at = (*at, "--method", "watersic", "--rate_bits", "3")
+    hat = ("--second_moment_hat", tmp_path / "hat.safetensors")
+    alone = quantctl(*at, *hat)
+    assert alone.returncode == 2 and "--cross_moment" in alone.stderr
+    cross = quantctl(*at, *hat, "--cross_moment", tmp_path / "cross.safetensors")
+    assert cross.returncode == 1 and f"expected {COLS} x {COLS}" in cross.stderr
+    residual = quantctl(*at, "--residual_moment", tmp_path / "residual.safetensors")
+    assert residual.returncode == 1 and f"expected {ROWS} x {COLS}" in residual.stderr
+    missing = quantctl(*at, "--residual_moment", tmp_path / "no-such.safetensors")
+    assert missing.returncode == 1 and "no-such.safetensors" in missing.stderr
 
 
 def test_delete_leaves_nothing_on_the_server(
