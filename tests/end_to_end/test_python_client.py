@@ -149,6 +149,34 @@ def test_streamed_moment_equals_the_local_one(client: quantd.Client, unique: str
     assert np.linalg.norm(mean - exact) <= 1e-6 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("kind", ["weighted", "cross-moment", "residual-moment"])
+def test_every_kind_equals_the_local_one(client: quantd.Client, unique: str, kind: str) -> None:
+    """Streamed in arrays of 90 tokens, exported, and imported again."""
+    xhat = activations()
+    weights = np.random.default_rng(3).random(TOKENS).astype(np.float32)
+    paired = activations(4) if kind == "cross-moment" else activations(4)[:, :ROWS]
+    beside: dict[str, Any] = (
+        {"token_weights": weights} if kind == "weighted" else {"paired": paired, "kind": kind}
+    )
+    in_parts = {
+        name: value if name == "kind" else [value[i : i + 90] for i in range(0, TOKENS, 90)]
+        for name, value in beside.items()
+    }
+    client.stream_activations(unique, (xhat[i : i + 90] for i in range(0, TOKENS, 90)), **in_parts)
+    sealed = client.seal_statistic(unique)
+    assert sealed.kind == kind
+    assert sealed.paired_cols == (0 if kind == "weighted" else paired.shape[1])
+    local = quantd.Moment.of(xhat, **beside)
+    exported = client.export_statistic(unique)
+    assert exported.kind == kind
+    error = np.linalg.norm(exported.mean() - local.mean())
+    assert error <= 1e-6 * np.linalg.norm(local.mean())
+    client.import_statistic(f"{unique}-again", local)
+    again = client.export_statistic(f"{unique}-again")
+    assert np.array_equal(again.matrix, local.matrix)
+    assert again.weight_sum == local.weight_sum
+
+
 def test_merged_statistics_count_every_token(client: quantd.Client, unique: str) -> None:
     x = activations()
     for part, rows in (("a", x[:300]), ("b", x[300:])):

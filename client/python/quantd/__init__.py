@@ -47,6 +47,7 @@ from quantd.resources import (
     LayerSpec,
     ServerInfo,
     Statistic,
+    StatisticKind,
 )
 from quantd.statistics import Moment
 from quantd.transport import Tls
@@ -81,6 +82,7 @@ __all__ = [
     "ResourceExhausted",
     "ServerInfo",
     "Statistic",
+    "StatisticKind",
     "Tls",
     "Unauthenticated",
     "Unavailable",

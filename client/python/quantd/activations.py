@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quantd import dtypes
 from quantd.dtypes import DType
 from quantd.errors import Error, InvalidArgument, Unavailable, from_rpc_error
+from quantd.resources import StatisticKind, kind_to_proto
 from quantd.transport import CHUNK_BYTES, Backoff, Transport, is_transient_for_writer
 from quantd.v1 import calibration_pb2, calibration_pb2_grpc
 
@@ -54,7 +55,9 @@ class ActivationStream:
         self._header = header
         self._dtype = dtype
         self._cols = header.cols
-        row_bytes = header.cols * dtypes.ITEM_SIZE[dtype]
+        self._paired_cols = header.paired_cols
+        weight_bytes = 4 if header.kind == calibration_pb2.WEIGHTED else 0
+        row_bytes = (header.cols + header.paired_cols) * dtypes.ITEM_SIZE[dtype] + weight_bytes
         self._rows_a_chunk = max(1, chunk_bytes // row_bytes)
         self._backoff = Backoff(transport.retry_timeout_s)
 
@@ -90,25 +93,54 @@ class ActivationStream:
         with self._changed:
             return self._durable_seq
 
-    def send(self, rows: NDArray[Any]) -> None:
+    def send(
+        self,
+        rows: NDArray[Any],
+        *,
+        token_weights: NDArray[Any] | None = None,
+        paired: NDArray[Any] | None = None,
+    ) -> None:
         """Adds activations, one token a row (tokens x C); converted to the stream's dtype.
 
         Waits while too much is in flight or not yet durable.
 
+        Args:
+            rows: x; of a cross or residual moment xhat.
+            token_weights: of a weighted statistic: one a token, finite and >= 0.
+            paired: of a cross moment x (tokens x C), of a residual moment r - rhat (tokens x R).
+
         Raises:
-            InvalidArgument: not C columns, or no floating-point type.
+            InvalidArgument: not C columns, no floating-point type, or weights or paired rows that
+                the statistic's kind does not take, or takes and are missing.
             Error: the stream has failed.
 
         """
-        if rows.ndim != 2 or rows.shape[1] != self._cols:
-            came = " x ".join(map(str, rows.shape))
-            raise InvalidArgument(
-                f"activations of {self._header.statistic}: expected tokens x {self._cols},"
-                f" came {came}"
-            )
+        tokens = rows.shape[0] if rows.ndim else 0
+        self._check("activations", rows, tokens, self._cols)
+        weighted = self._header.kind == calibration_pb2.WEIGHTED
+        _check_given("token_weights", token_weights, weighted)
+        _check_given("paired", paired, self._paired_cols > 0)
         encoded = dtypes.encode(rows, self._dtype)
-        for start in range(0, encoded.shape[0], self._rows_a_chunk):
-            self._enqueue(encoded[start : start + self._rows_a_chunk])
+        left = None
+        if paired is not None:
+            self._check("paired rows", paired, tokens, self._paired_cols)
+            left = dtypes.encode(paired, self._dtype)
+        weights = None
+        if token_weights is not None:
+            weights = np.ascontiguousarray(token_weights, np.float32)
+            if weights.shape != (tokens,):
+                came = " x ".join(map(str, weights.shape))
+                raise InvalidArgument(f"token_weights: expected {tokens}, one a token, came {came}")
+        for start in range(0, tokens, self._rows_a_chunk):
+            part = slice(start, start + self._rows_a_chunk)
+            chunk = calibration_pb2.ActivationChunk(
+                rows=encoded[part].shape[0], data=encoded[part].tobytes()
+            )
+            if weights is not None:
+                chunk.token_weights.extend(weights[part])
+            if left is not None:
+                chunk.paired_data = left[part].tobytes()
+            self._enqueue(chunk)
 
     def flush(self) -> None:
         """Returns once everything sent so far is durable."""
@@ -154,14 +186,22 @@ class ActivationStream:
         else:
             self.cancel()
 
-    def _enqueue(self, rows: NDArray[Any]) -> None:
-        data = rows.tobytes()
+    def _check(self, what: str, rows: NDArray[Any], tokens: int, cols: int) -> None:
+        if rows.ndim != 2 or rows.shape != (tokens, cols):
+            came = " x ".join(map(str, rows.shape))
+            raise InvalidArgument(
+                f"{what} of {self._header.statistic}: expected"
+                f" {'tokens' if what == 'activations' else tokens} x {cols}, came {came}"
+            )
+
+    def _enqueue(self, chunk: calibration_pb2.ActivationChunk) -> None:
+        size = len(chunk.data) + len(chunk.paired_data) + 4 * len(chunk.token_weights)
         with self._changed:
             self._raise_error()
             if self._closing:
                 raise InvalidArgument("the stream is closed")
             seq = self._last_seq + 1
-            while self._pending_bytes > 0 and self._pending_bytes + len(data) > PENDING_BYTES_MAX:
+            while self._pending_bytes > 0 and self._pending_bytes + size > PENDING_BYTES_MAX:
                 self._flush_seq = self._last_seq
                 self._changed.notify_all()
                 self._changed.wait()
@@ -169,14 +209,15 @@ class ActivationStream:
             self._last_seq = seq
             if seq <= self._durable_seq:
                 return
-        chunk = calibration_pb2.ActivationChunk(
-            seq=seq, rows=rows.shape[0], data=data, crc32c=google_crc32c.value(data)
-        )
+        chunk.seq = seq
+        chunk.crc32c = google_crc32c.value(chunk.data)
+        if chunk.paired_data:
+            chunk.paired_crc32c = google_crc32c.value(chunk.paired_data)
         request = calibration_pb2.StreamActivationsRequest(chunk=chunk)
         with self._changed:
             if seq > self._durable_seq:  # which may have grown meanwhile
-                self._unsent.append(_Chunk(seq, len(data), request))
-                self._pending_bytes += len(data)
+                self._unsent.append(_Chunk(seq, size, request))
+                self._pending_bytes += size
                 self._changed.notify_all()
 
     def _raise_error(self) -> None:
@@ -302,17 +343,32 @@ def make_header(
     dtype: DType,
     cols: int,
     *,
+    kind: StatisticKind,
+    paired_cols: int,
     block_size: int | None,
     sample_rows: int | None,
     sample_seed: int,
 ) -> calibration_pb2.ActivationHeader:
-    """The first message. block_size asks for a block-diagonal moment with blocks of that size."""
+    """The first message. block_size asks for a block-diagonal moment with blocks of that size.
+
+    Raises:
+        InvalidArgument: no such kind, or paired_cols that do not go with it.
+
+    """
+    if kind == "cross-moment":
+        paired_cols = paired_cols or cols
+    if (paired_cols > 0) != (kind in ("cross-moment", "residual-moment")):
+        raise InvalidArgument(
+            f"paired_cols: expected the columns of the paired rows for a residual moment, cols for"
+            f" a cross moment and 0 otherwise, came {paired_cols} for {kind}"
+        )
     header = calibration_pb2.ActivationHeader(
         statistic=statistic,
         stream_id=stream_id,
         dtype=dtypes.to_proto(dtype),
         cols=cols,
-        kind=calibration_pb2.SECOND_MOMENT,
+        kind=kind_to_proto(kind),
+        paired_cols=paired_cols,
         layout=calibration_pb2.FULL if block_size is None else calibration_pb2.BLOCK_DIAGONAL,
         block_size=block_size or 0,
         sample_seed=sample_seed,
@@ -320,6 +376,14 @@ def make_header(
     if sample_rows is not None:
         header.sample_rows = sample_rows
     return header
+
+
+def _check_given(name: str, value: NDArray[Any] | None, expected: bool) -> None:
+    if expected != (value is not None):
+        raise InvalidArgument(
+            f"{name}: expected {'an array' if expected else 'none'} for this kind of statistic,"
+            f" came {'none' if value is None else 'one'}"
+        )
 
 
 def rows_of(arrays: NDArray[Any] | Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:

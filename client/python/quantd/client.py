@@ -35,6 +35,7 @@ from quantd.resources import (
     LayerSpec,
     ServerInfo,
     Statistic,
+    StatisticKind,
 )
 from quantd.results import read_artifact
 from quantd.statistics import Moment, export_moment, import_moment
@@ -288,6 +289,8 @@ class Client:
         cols: int,
         *,
         dtype: DType = "bf16",
+        kind: StatisticKind = "second-moment",
+        paired_cols: int = 0,
         stream_id: str | None = None,
         block_size: int | None = None,
         sample_rows: int | None = None,
@@ -299,6 +302,8 @@ class Client:
             statistic: id or name.
             cols: C, inputs of the layer.
             dtype: what goes over the wire; bf16 and f16 are accumulated exactly and fastest.
+            kind: what is summed over the tokens.
+            paired_cols: R of a residual moment, the rows of the layer's weight.
             stream_id: a name makes a run repeatable: chunks that an earlier run with the same
                 data made durable are skipped. Default: a fresh one.
             block_size: keep only the diagonal blocks of that size: enough for rtn with the
@@ -312,6 +317,8 @@ class Client:
             stream_id or uuid.uuid4().hex,
             dtype,
             cols,
+            kind=kind,
+            paired_cols=paired_cols,
             block_size=block_size,
             sample_rows=sample_rows,
             sample_seed=sample_seed,
@@ -323,6 +330,9 @@ class Client:
         statistic: str,
         activations: NDArray[Any] | Iterable[NDArray[Any]],
         *,
+        token_weights: NDArray[Any] | Iterable[NDArray[Any]] | None = None,
+        paired: NDArray[Any] | Iterable[NDArray[Any]] | None = None,
+        kind: StatisticKind | None = None,
         dtype: DType | None = None,
         stream_id: str | None = None,
         block_size: int | None = None,
@@ -334,7 +344,13 @@ class Client:
 
         Args:
             statistic: id or name; created where it does not exist.
-            activations: tokens x C, or any number of such arrays.
+            activations: tokens x C, or any number of such arrays: x; of a cross or residual moment
+                xhat, the inputs in the quantized model.
+            token_weights: one a token and array, finite and >= 0: makes the statistic weighted.
+            paired: of a cross moment x (tokens x C), of a residual moment the difference r - rhat
+                (tokens x R); as many arrays as activations.
+            kind: what is summed over the tokens; needed with `paired`. Default: weighted with
+                `token_weights`, a second moment otherwise.
             dtype: what goes over the wire; default: the first array's own.
             stream_id: see `open_activation_stream`, as the rest.
             block_size: see there.
@@ -343,7 +359,8 @@ class Client:
             progress: a bar; default: as the client.
 
         Raises:
-            InvalidArgument: no activations, wrong shapes, NaN or Inf.
+            InvalidArgument: no activations, wrong shapes, NaN or Inf, or weights or paired rows
+                that the kind does not take, or takes and are missing.
             FailedPrecondition: the statistic is sealed.
 
         """
@@ -352,6 +369,15 @@ class Client:
         if first is None or first.ndim != 2 or first.shape[0] == 0:
             came = "none" if first is None else " x ".join(map(str, first.shape))
             raise InvalidArgument(f"activations: expected tokens x columns, came {came}")
+        weights = None if token_weights is None else rows_of(token_weights)
+        pairs = None if paired is None else rows_of(paired)
+        first_pair = None if pairs is None else next(pairs, None)
+        if kind is None:
+            if paired is not None:
+                raise InvalidArgument(
+                    "kind: expected cross-moment or residual-moment with paired rows, came none"
+                )
+            kind = "second-moment" if token_weights is None else "weighted"
         total = activations.shape[0] if isinstance(activations, np.ndarray) else None
         tokens = 0
         with (
@@ -360,6 +386,8 @@ class Client:
                 statistic,
                 first.shape[1],
                 dtype=dtype or dtypes.natural_dtype(first),
+                kind=kind,
+                paired_cols=0 if first_pair is None else first_pair.shape[-1],
                 stream_id=stream_id,
                 block_size=block_size,
                 sample_rows=sample_rows,
@@ -367,11 +395,17 @@ class Client:
             ) as stream,
         ):
             array: NDArray[Any] | None = first
+            pair = first_pair
             while array is not None:
-                stream.send(array)
+                stream.send(
+                    array,
+                    token_weights=None if weights is None else next(weights, None),
+                    paired=pair,
+                )
                 tokens += array.shape[0]
                 bar.advance(array.shape[0])
                 array = next(arrays, None)
+                pair = None if pairs is None else next(pairs, None)
         return tokens
 
     def seal_statistic(self, statistic: str) -> Statistic:
@@ -413,12 +447,12 @@ class Client:
     def import_statistic(
         self, statistic: str, moment: Moment, *, progress: bool | None = None
     ) -> Statistic:
-        """Stores a second moment that was accumulated elsewhere, sealed."""
+        """Stores a moment of any kind that was accumulated elsewhere, sealed."""
         name = self._statistic_name(statistic)
         return import_moment(self._transport, name, moment, self._shows(progress))
 
     def export_statistic(self, statistic: str, *, progress: bool | None = None) -> Moment:
-        """Downloads a second moment with its sample."""
+        """Downloads a moment with its sample."""
         name = self._statistic_name(statistic)
         return export_moment(self._transport, name, self._shows(progress))
 
@@ -519,7 +553,9 @@ class Client:
         return name if "/" in name else f"{self._parent()}/jobs/{name}"
 
     def _statistic_name(self, statistic: str) -> str:
-        return statistic if "/" in statistic else f"{self._parent()}/statistics/{statistic}"
+        if not statistic or "/" in statistic:
+            return statistic
+        return f"{self._parent()}/statistics/{statistic}"
 
     def _create_request(
         self, recipe: Recipe, layers: Sequence[LayerSpec], job_id: str, display_name: str
@@ -532,7 +568,10 @@ class Client:
                 cols=layer.cols,
                 dtype=dtypes.to_proto(layer.dtype),
                 fusion_group=layer.fusion_group,
-                statistic=self._statistic_name(layer.statistic) if layer.statistic else "",
+                statistic=self._statistic_name(layer.statistic),
+                second_moment_hat=self._statistic_name(layer.second_moment_hat),
+                cross_moment=self._statistic_name(layer.cross_moment),
+                residual_moment=self._statistic_name(layer.residual_moment),
             )
             if layer.recipe is not None:
                 message.recipe.CopyFrom(layer.recipe.to_proto())

@@ -10,15 +10,43 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from quantd import dtypes
 from quantd.dtypes import DType
-from quantd.errors import Error, from_status
+from quantd.errors import Error, InvalidArgument, from_status
 from quantd.recipe import Recipe
 from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2, server_pb2
 
 JobState = Literal["ACCEPTING", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN"]
 LayerState = Literal["WAITING", "QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN"]
 MomentLayout = Literal["full", "block-diagonal"]
+#: What a statistic sums over its tokens: x x^T; p x x^T, p being a token's weight; x xhat^T;
+#: (r - rhat) xhat^T. x and xhat are a layer's inputs in the original and in the quantized model, r
+#: and rhat the residual stream beside its outputs.
+StatisticKind = Literal["second-moment", "weighted", "cross-moment", "residual-moment"]
+
+_KINDS: dict[StatisticKind, calibration_pb2.StatisticKind] = {
+    "second-moment": calibration_pb2.SECOND_MOMENT,
+    "weighted": calibration_pb2.WEIGHTED,
+    "cross-moment": calibration_pb2.CROSS_MOMENT,
+    "residual-moment": calibration_pb2.RESIDUAL_MOMENT,
+}
 
 ENDED: frozenset[str] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+
+def kind_to_proto(kind: StatisticKind) -> calibration_pb2.StatisticKind:
+    """The wire's value of a kind.
+
+    Raises:
+        InvalidArgument: no such kind.
+
+    """
+    if kind not in _KINDS:
+        raise InvalidArgument(f"kind: expected one of {', '.join(_KINDS)}, came {kind!r}")
+    return _KINDS[kind]
+
+
+def kind_from_proto(kind: int) -> StatisticKind:
+    """The kind of a wire value; unset means a second moment."""
+    return next((name for name, value in _KINDS.items() if value == kind), "second-moment")
 
 
 @dataclass(frozen=True)
@@ -27,8 +55,12 @@ class LayerSpec:
 
     layer_id: 1..256 characters of [A-Za-z0-9._-], unique in the job.
     dtype: of the weight that will be uploaded.
-    statistic: name or short id of the second moment that calibrates it; it need not exist yet.
-      Empty: no calibration data.
+    statistic: name or short id of the (weighted) second moment that calibrates it; it need not
+      exist yet. Empty: no calibration data.
+    second_moment_hat, cross_moment: names of the moments of drift, for methods that correct what
+      the layers before this one have done to its inputs (watersic, and gptq with its asymmetric
+      term); both or none.
+    residual_moment: name of a residual moment, for watersic.
     fusion_group: layers with the same group share input, statistic, transform and global scale.
     recipe: where it differs from the job's.
     """
@@ -40,6 +72,9 @@ class LayerSpec:
     statistic: str = ""
     fusion_group: str = ""
     recipe: Recipe | None = None
+    second_moment_hat: str = ""
+    cross_moment: str = ""
+    residual_moment: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +94,9 @@ class Layer:
     stage: str
     device_seconds: float
     error: Error | None
+    second_moment_hat: str = ""
+    cross_moment: str = ""
+    residual_moment: str = ""
 
     @classmethod
     def from_proto(cls, layer: jobs_pb2.Layer) -> Layer:
@@ -78,6 +116,9 @@ class Layer:
             stage=layer.stage,
             device_seconds=layer.device_seconds,
             error=from_status(layer.error) if layer.HasField("error") else None,
+            second_moment_hat=layer.second_moment_hat,
+            cross_moment=layer.cross_moment,
+            residual_moment=layer.residual_moment,
         )
 
 
@@ -125,7 +166,10 @@ class JobEstimate:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A second moment on the server. tokens counts what is durable; digest names the data."""
+    """A moment on the server. tokens counts what is durable; digest names the data.
+
+    paired_cols: rows of a cross or residual moment's matrix, 0 for the other kinds.
+    """
 
     name: str
     layout: MomentLayout
@@ -137,6 +181,8 @@ class Statistic:
     digest: str
     size_bytes: int
     create_time: datetime | None
+    kind: StatisticKind = "second-moment"
+    paired_cols: int = 0
 
     @classmethod
     def from_proto(cls, statistic: calibration_pb2.Statistic) -> Statistic:
@@ -153,6 +199,8 @@ class Statistic:
             digest=statistic.digest,
             size_bytes=statistic.size_bytes,
             create_time=_time(statistic.create_time),
+            kind=kind_from_proto(statistic.kind),
+            paired_cols=statistic.paired_cols,
         )
 
 

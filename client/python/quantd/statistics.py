@@ -1,4 +1,4 @@
-"""Second moments as arrays: accumulated here, imported into the server, exported from it."""
+"""Second moments and their relatives as arrays: accumulated here, imported, exported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from quantd.errors import DataLoss, InvalidArgument, from_rpc_error
 from quantd.progress import ProgressBar
-from quantd.resources import MomentLayout, Statistic
+from quantd.resources import (
+    MomentLayout,
+    Statistic,
+    StatisticKind,
+    kind_from_proto,
+    kind_to_proto,
+)
 from quantd.transport import CHUNK_BYTES, Transport
 from quantd.v1 import calibration_pb2, calibration_pb2_grpc, recipe_pb2
 
@@ -23,32 +29,50 @@ Normalization = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class Moment:
-    """A second moment of activations x.
+    """A second moment of activations x, or another kind of moment.
 
-    matrix: C x C (layout full) or C/B x B x B, the diagonal blocks (block-diagonal); float64 or
-      float32.
+    matrix: C x C (layout full) or C/B x B x B, the diagonal blocks (block-diagonal); R x C of a
+      residual moment; float64 or float32.
     tokens: how many activations went in.
-    normalization: "sum" of x x^T, or its "mean" over the tokens.
-    sample: n x C float32, some of the tokens (at most 4096), on which activation quantization is
-      measured; without any, the report leaves those figures out.
+    normalization: "sum" over the tokens, or its "mean": divided by the tokens, of a weighted
+      moment by weight_sum.
+    sample: n x C float32, some of the tokens (at most 4096; of a cross or residual moment of xhat),
+      on which activation quantization is measured; without any, the report leaves those figures
+      out.
+    kind: what was summed.
+    weight_sum: of a weighted moment: the sum of the tokens' weights.
     """
 
     matrix: NDArray[Any]
     tokens: int
     normalization: Normalization = "sum"
     sample: NDArray[np.float32] | None = field(default=None)
+    kind: StatisticKind = "second-moment"
+    weight_sum: float = 0.0
 
     def __post_init__(self) -> None:
         shape = self.matrix.shape
-        square = len(shape) in (2, 3) and shape[-1] == shape[-2]
-        if not square:
+        came = " x ".join(map(str, shape))
+        if self.is_paired:
+            if len(shape) != 2 or (self.kind == "cross-moment" and shape[0] != shape[1]):
+                expected = "C x C" if self.kind == "cross-moment" else "R x C"
+                raise InvalidArgument(f"{self.kind}: expected {expected}, came {came}")
+        elif len(shape) not in (2, 3) or shape[-1] != shape[-2]:
+            raise InvalidArgument(f"second moment: expected C x C or C/B x B x B, came {came}")
+        if (self.weight_sum > 0) != (self.kind == "weighted"):
             raise InvalidArgument(
-                f"second moment: expected C x C or C/B x B x B, came {' x '.join(map(str, shape))}"
+                f"weight_sum: expected {'more than 0' if self.kind == 'weighted' else '0'} for a"
+                f" {self.kind}, came {self.weight_sum}"
             )
         sample = self.sample
         if sample is not None and (sample.ndim != 2 or sample.shape[1] != self.cols):
             came = " x ".join(map(str, sample.shape))
             raise InvalidArgument(f"sample: expected rows x {self.cols}, came {came}")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether every token brought two rows."""
+        return self.kind in ("cross-moment", "residual-moment")
 
     @property
     def layout(self) -> MomentLayout:
@@ -59,7 +83,7 @@ class Moment:
     def cols(self) -> int:
         """C, the number of inputs."""
         shape = self.matrix.shape
-        return int(shape[0] if len(shape) == 2 else shape[0] * shape[1])
+        return int(shape[1] if len(shape) == 2 else shape[0] * shape[1])
 
     @property
     def block_size(self) -> int:
@@ -67,17 +91,49 @@ class Moment:
         return 0 if self.matrix.ndim == 2 else int(self.matrix.shape[1])
 
     def mean(self) -> NDArray[np.float64]:
-        """E[x x^T], in the layout of `matrix`."""
+        """E[x x^T] or what the kind makes of it, in the layout of `matrix`."""
         matrix = self.matrix.astype(np.float64)
-        return matrix if self.normalization == "mean" else matrix / self.tokens
+        if self.normalization == "mean":
+            return matrix
+        return matrix / (self.weight_sum if self.kind == "weighted" else self.tokens)
 
     @classmethod
-    def of(cls, activations: NDArray[Any], sample_rows: int = 512, seed: int = 0) -> Moment:
-        """Accumulates tokens x C activations here, in float64, with a random sample of the rows."""
+    def of(
+        cls,
+        activations: NDArray[Any],
+        sample_rows: int = 512,
+        seed: int = 0,
+        *,
+        token_weights: NDArray[Any] | None = None,
+        paired: NDArray[Any] | None = None,
+        kind: StatisticKind | None = None,
+    ) -> Moment:
+        """Accumulates tokens x C activations here, in float64, with a random sample of the rows.
+
+        The last three arguments are those of `Client.stream_activations`.
+
+        Raises:
+            InvalidArgument: shapes that do not fit each other.
+
+        """
         x = activations.astype(np.float64)
         generator = np.random.default_rng(seed)
         chosen = np.sort(generator.permutation(len(x))[:sample_rows])
-        return cls(x.T @ x, len(x), "sum", activations[chosen].astype(np.float32))
+        sample = activations[chosen].astype(np.float32)
+        if kind is None:
+            kind = "second-moment" if token_weights is None else "weighted"
+        left = x
+        weight_sum = 0.0
+        if kind == "weighted":
+            if token_weights is None or token_weights.shape != (len(x),):
+                raise InvalidArgument(f"token_weights: expected {len(x)}, one a token")
+            left = x * token_weights.astype(np.float64)[:, None]
+            weight_sum = float(token_weights.astype(np.float64).sum())
+        elif kind != "second-moment":
+            if paired is None or paired.ndim != 2 or len(paired) != len(x):
+                raise InvalidArgument(f"paired: expected {len(x)} rows, as the activations have")
+            left = paired.astype(np.float64)
+        return cls(left.T @ x, len(x), "sum", sample, kind, weight_sum)
 
 
 def import_moment(
@@ -102,6 +158,9 @@ def import_moment(
         ),
         tokens=moment.tokens,
         sample_rows=sample.shape[0],
+        kind=kind_to_proto(moment.kind),
+        paired_cols=moment.matrix.shape[0] if moment.is_paired else 0,
+        weight_sum=moment.weight_sum,
     )
     data = matrix.tobytes() + sample.tobytes()
     stub = calibration_pb2_grpc.CalibrationStub(transport.channel)
@@ -173,7 +232,7 @@ def _to_moment(header: calibration_pb2.StatisticHeader, data: bytes, statistic: 
         size = header.block_size
         shape: tuple[int, ...] = (header.cols // size, size, size)
     else:
-        shape = (header.cols, header.cols)
+        shape = (header.paired_cols or header.cols, header.cols)
     matrix_bytes = int(np.prod(shape)) * item.itemsize
     sample_bytes = header.sample_rows * header.cols * 4
     if len(data) != matrix_bytes + sample_bytes:
@@ -185,4 +244,6 @@ def _to_moment(header: calibration_pb2.StatisticHeader, data: bytes, statistic: 
         header.tokens,
         "mean" if header.normalization == calibration_pb2.MEAN else "sum",
         sample if header.sample_rows else None,
+        kind_from_proto(header.kind),
+        header.weight_sum,
     )

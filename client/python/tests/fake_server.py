@@ -54,6 +54,7 @@ class FakeServer(
     created: list[jobs_pb2.CreateJobRequest] = field(default_factory=list)
     headers: list[calibration_pb2.ActivationHeader] = field(default_factory=list)
     chunks: dict[int, bytes] = field(default_factory=dict)  # durable, by seq
+    messages: dict[int, calibration_pb2.ActivationChunk] = field(default_factory=dict)  # the same
     repeats: int = 0  # chunks that came again after they were durable
     weight: bytearray = field(default_factory=bytearray)
     weight_complete: bool = False
@@ -131,6 +132,7 @@ class FakeServer(
     def _keep(self, chunk: calibration_pb2.ActivationChunk) -> int:
         assert chunk.seq not in self.chunks, "counted twice"
         self.chunks[chunk.seq] = chunk.data
+        self.messages[chunk.seq] = chunk
         return chunk.seq
 
     def _ack(self, received: int, durable: int) -> calibration_pb2.StreamActivationsResponse:

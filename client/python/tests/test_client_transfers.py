@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from google.rpc import code_pb2
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 
 import quantd
 from quantd import LayerSpec, Recipe
-from quantd.v1 import jobs_pb2, recipe_pb2
+from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_server import FakeServer
@@ -116,6 +117,45 @@ def test_stream_refuses_wrong_shapes_before_sending(fake: FakeServer) -> None:
     assert not fake.chunks
 
 
+def test_stream_sends_weights_and_pairs(fake: FakeServer) -> None:
+    x = activations(3000, 16)
+    weights = np.abs(x[:, 0])
+    with connect(fake) as client:
+        client.stream_activations("w", x, token_weights=weights)
+        assert fake.headers[-1].kind == calibration_pb2.WEIGHTED
+        chunks = [fake.messages[seq] for seq in sorted(fake.messages)]
+        assert [weight for chunk in chunks for weight in chunk.token_weights] == weights.tolist()
+
+        fake.chunks.clear()
+        fake.messages.clear()
+        paired = activations(3000, 5)
+        client.stream_activations("r", x, paired=paired, kind="residual-moment")
+        assert fake.headers[-1].kind == calibration_pb2.RESIDUAL_MOMENT
+        assert fake.headers[-1].paired_cols == 5
+        chunks = [fake.messages[seq] for seq in sorted(fake.messages)]
+        assert b"".join(chunk.paired_data for chunk in chunks) == paired.tobytes()
+        assert all(google_crc32c.value(c.paired_data) == c.paired_crc32c for c in chunks)
+
+
+def test_stream_refuses_what_the_kind_does_not_take(fake: FakeServer) -> None:
+    x = activations(4, 8)
+    ones = np.ones(4, np.float32)
+    with connect(fake) as client:
+        with pytest.raises(quantd.InvalidArgument, match="kind: expected cross-moment"):
+            client.stream_activations("s", x, paired=x)
+        with pytest.raises(quantd.InvalidArgument, match="token_weights: expected none"):
+            client.stream_activations("s", x, paired=x, kind="cross-moment", token_weights=ones)
+        with pytest.raises(quantd.InvalidArgument, match="expected 4, one a token, came 3"):
+            client.stream_activations("s", x, token_weights=ones[:3])
+        with pytest.raises(quantd.InvalidArgument, match=r"paired rows of .*: expected 4 x 8"):
+            client.stream_activations("s", x, paired=x[:3], kind="cross-moment")
+        with pytest.raises(quantd.InvalidArgument, match="paired_cols"):
+            client.stream_activations("s", x, kind="residual-moment")
+        with pytest.raises(quantd.InvalidArgument, match="kind: expected one of"):
+            client.stream_activations("s", x, kind="drift")  # type: ignore[arg-type]
+    assert not fake.chunks
+
+
 def test_stream_gives_up_when_nothing_answers(fake: FakeServer) -> None:
     client = connect(fake, retry_timeout_s=0.5)
     assert client.tenant == "lab"
@@ -171,6 +211,8 @@ def test_create_job_sends_everything(fake: FakeServer) -> None:
             [
                 LayerSpec("a", 64, 128, "bf16", statistic="s", fusion_group="qkv"),
                 LayerSpec("b", 64, 128, recipe=Recipe("fp8", granularity="block-128x128")),
+                LayerSpec("c", 64, 128, second_moment_hat="h", cross_moment="c"),
+                LayerSpec("d", 64, 128, residual_moment="tenants/lab/statistics/r"),
             ],
             job_id="mine",
         )
@@ -182,6 +224,11 @@ def test_create_job_sends_everything(fake: FakeServer) -> None:
     assert request.job.recipe.scale_rule == recipe_pb2.GAUSSIAN_MSE
     assert request.job.layers[1].recipe.granularity == recipe_pb2.BLOCK_128X128
     assert not request.job.layers[1].statistic
+    drift = request.job.layers[2]
+    assert drift.second_moment_hat == "tenants/lab/statistics/h"
+    assert drift.cross_moment == "tenants/lab/statistics/c"
+    assert not drift.residual_moment
+    assert request.job.layers[3].residual_moment == "tenants/lab/statistics/r"
     assert job.recipe == recipe
     assert job.layers[0].fusion_group == "qkv"
     assert fake.created[1].validate_only

@@ -109,3 +109,25 @@ def test_moment_of_activations() -> None:
         Moment(np.zeros((3, 4)), 1)
     with pytest.raises(quantd.InvalidArgument, match="expected rows x 3"):
         Moment(np.zeros((3, 3)), 1, sample=np.zeros((2, 4), np.float32))
+
+
+def test_moments_of_other_kinds() -> None:
+    rng = np.random.default_rng(1)
+    xhat = rng.standard_normal((50, 8)).astype(np.float32)
+    weights = rng.random(50).astype(np.float32)
+    weighted = Moment.of(xhat, token_weights=weights)
+    assert weighted.kind == "weighted"
+    expected = (xhat * weights[:, None]).T @ xhat / weights.sum()
+    assert np.allclose(weighted.mean(), expected, atol=1e-6)
+    residual = rng.standard_normal((50, 3)).astype(np.float32)
+    moment = Moment.of(xhat, paired=residual, kind="residual-moment")
+    assert (moment.cols, moment.matrix.shape) == (8, (3, 8))
+    assert np.allclose(moment.mean(), residual.T @ xhat / 50, atol=1e-6)
+    with pytest.raises(quantd.InvalidArgument, match="expected C x C"):
+        Moment.of(xhat, paired=residual, kind="cross-moment")
+    with pytest.raises(quantd.InvalidArgument, match="weight_sum: expected more than 0"):
+        Moment(np.zeros((3, 3)), 1, kind="weighted")
+    with pytest.raises(quantd.InvalidArgument, match="token_weights: expected 50"):
+        Moment.of(xhat, token_weights=weights[:49])
+    with pytest.raises(quantd.InvalidArgument, match="paired: expected 50 rows"):
+        Moment.of(xhat, paired=residual[:49], kind="residual-moment")
