@@ -33,7 +33,7 @@ struct LayerRecord {
   int64_t cols = 0;
   compute::DType dtype = compute::DType::kF32;
   std::string fusion_group;
-  std::string statistic_id;     // empty: no calibration
+  std::string statistic_id;  // empty: no calibration
   // Further statistics; empty: none.
   std::string second_moment_hat_id;
   std::string cross_moment_id;
