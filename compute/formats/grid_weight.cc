@@ -68,7 +68,6 @@ class Rounder {
   }
 
   void Round(const double* values, int64_t count, uint8_t* codes) const {
-    constexpr int64_t kBlock = 64;
     for (int64_t begin = 0; begin < count / dimension_; begin += kBlock) {
       const int64_t size = std::min(kBlock, count / dimension_ - begin);
       RoundBlock(values + begin * dimension_, size, codes + begin);
@@ -76,25 +75,29 @@ class Rounder {
   }
 
  private:
+  static constexpr int64_t kBlock = 64;
+
   // Least |c|^2 / 2 - <c, x>, the points in the outer loop so that the inner one vectorizes.
   void RoundBlock(const double* values, int64_t size, uint8_t* codes) const {
-    double x[64] = {};
-    double y[64] = {};
-    double least[64];
-    double best[64];
+    double x[kBlock] = {};
+    double y[kBlock] = {};
+    double least[kBlock];
+    double best[kBlock] = {};
     for (int64_t i = 0; i < size; ++i) {
       x[i] = values[i * dimension_];
       y[i] = dimension_ == 2 ? values[i * dimension_ + 1] : 0.0;
     }
-    std::fill_n(least, 64, std::numeric_limits<double>::infinity());
-    std::fill_n(best, 64, 0.0);
+    std::fill_n(least, kBlock, std::numeric_limits<double>::infinity());
     for (size_t k = 0; k < half_squares_.size(); ++k) {
+      const double half_square = half_squares_[k];
       const double cx = grid_[k * dimension_];
       const double cy = dimension_ == 2 ? grid_[k * dimension_ + 1] : 0.0;
-      for (int64_t i = 0; i < 64; ++i) {
-        const double distance = half_squares_[k] - cx * x[i] - cy * y[i];
-        best[i] = distance < least[i] ? static_cast<double>(k) : best[i];
-        least[i] = std::min(distance, least[i]);
+      const auto point = static_cast<double>(k);
+      for (int64_t i = 0; i < kBlock; ++i) {
+        const double distance = half_square - cx * x[i] - cy * y[i];
+        const bool nearer = distance < least[i];
+        best[i] = nearer ? point : best[i];
+        least[i] = nearer ? distance : least[i];
       }
     }
     for (int64_t i = 0; i < size; ++i) codes[i] = static_cast<uint8_t>(best[i]);
