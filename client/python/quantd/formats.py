@@ -80,7 +80,8 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return packed
     stream = np.unpackbits(packed, axis=-1, bitorder="little")
     weights = (1 << np.arange(bits)).astype(np.uint8)
-    return (stream.reshape(*packed.shape[:-1], -1, bits) * weights).sum(-1, dtype=np.uint8)
+    codes: NDArray[np.uint8] = stream.reshape(*packed.shape[:-1], -1, bits) @ weights
+    return codes
 
 
 def element_values(format: Format | None, scale_rule: ScaleRule | None) -> Float64:
