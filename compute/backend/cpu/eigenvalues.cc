@@ -11,8 +11,8 @@ using EigenvalueRoutine = void(const char* jobz, const char* uplo, const blasint
                                blasint* iwork, const blasint* liwork, blasint* info,
                                std::size_t jobz_length, std::size_t uplo_length);
 extern "C" {
-EigenvalueRoutine dsyevd_;
-EigenvalueRoutine dsyevd_2stage_;
+EigenvalueRoutine dsyevd_;         // NOLINT(readability-identifier-naming): the name in LAPACK
+EigenvalueRoutine dsyevd_2stage_;  // NOLINT(readability-identifier-naming): the name in LAPACK
 }
 
 namespace quantd::compute {
