@@ -138,6 +138,48 @@ TEST_F(RateReportTest, LayersOfAGroupShareColumnScalesAndHaveTheirOwnFigures) {
   EXPECT_EQ(column_scales[0], column_scales[1]);
 }
 
+TEST_F(RateReportTest, DriftIsMeasuredAndSolvedFor) {
+  const RowMajor x = AsMatrix(x_);
+  const RowMajor noise = AsMatrix(Random(kTokens, kCols, 7, false));
+  const RowMajor hat = 0.9 * x + 0.5 * noise;
+  const RowMajor m = x.transpose() * x / static_cast<double>(kTokens);
+  const RowMajor m_hat = hat.transpose() * hat / static_cast<double>(kTokens);
+  const RowMajor cross = x.transpose() * hat / static_cast<double>(kTokens);
+  const auto moment = [](const MomentSpec& spec, const RowMajor& mean) {
+    return SecondMoment::FromMatrix(spec, kTokens, true,
+                                    absl::MakeConstSpan(mean.data(), mean.size()))
+        .value();
+  };
+  const SecondMoment hat_moment = moment({.cols = kCols}, m_hat);
+  const SecondMoment cross_moment =
+      moment({.kind = MomentKind::kCross, .cols = kCols, .paired_cols = kCols}, cross);
+  const LayerInput layer = {.name = "layer", .weight = &weight_};
+  const auto results =
+      QuantizeLayers(*backend_, ResolveRecipe(WaterSicAt(4.0)).value(), {&layer, 1},
+                     {.second_moment = &*statistic_,
+                      .second_moment_hat = &hat_moment,
+                      .cross_moment = &cross_moment},
+                     nullptr, nullptr);
+  ASSERT_TRUE(results.ok()) << results.status();
+  const ErrorReport& report = results->front().report;
+  const RowMajor w = AsMatrix(weight_);
+  const RowMajor q =
+      AsMatrix(DequantizeResult(results->front().tensors, report.recipe_json).value());
+  const double energy = (w * m).cwiseProduct(w).sum();
+  const double drift =
+      energy - 2.0 * (w * cross).cwiseProduct(q).sum() + (q * m_hat).cwiseProduct(q).sum();
+  ASSERT_TRUE(report.relative_drift_error.has_value());
+  EXPECT_NEAR(*report.relative_drift_error, drift / energy, 1e-6);
+  // Solved for without knowing of it, the same layer does worse.
+  const auto ignorant = Run(WaterSicAt(4.0), {layer});
+  const RowMajor p = AsMatrix(
+      DequantizeResult(ignorant->front().tensors, ignorant->front().report.recipe_json).value());
+  EXPECT_LT(*report.relative_drift_error, 0.95 *
+                                              (energy - 2.0 * (w * cross).cwiseProduct(p).sum() +
+                                               (p * m_hat).cwiseProduct(p).sum()) /
+                                              energy);
+}
+
 TEST_F(RateReportTest, RoundToNearestHasNoPartInIt) {
   const auto results =
       Run({.format = Format::kInt4, .group_size = 16}, {{.name = "layer", .weight = &weight_}});
