@@ -17,6 +17,7 @@
 #include "compute/coding/entropy.h"
 #include "compute/coding/integer_coder.h"
 #include "compute/pipeline/pipeline.h"
+#include "compute/stages/gptq.h"
 
 namespace quantd::compute {
 namespace {
@@ -204,6 +205,61 @@ void BenchRtn(Backend& backend, Format format, int64_t size) {
         {{"gigaweights_per_second", 1e-9 * size * size / seconds}});
 }
 
+// GPTQ as a method, without the report: how it grows with the layer.
+void BenchGptq(Backend& backend, Format format, TransformKind transform, int64_t size) {
+  const Recipe recipe =
+      ResolveRecipe({.format = format, .transform = transform, .method = Method::kGptq}).value();
+  const Tensor x = Random(DType::kBF16, {2048, size}, 6);
+  auto accumulator = backend.NewAccumulator({.cols = size}, nullptr).value();
+  const absl::Status added = accumulator->Add("bench", 0, DType::kBF16, 2048, x.bytes());
+  if (!added.ok()) std::fprintf(stderr, "%s\n", added.ToString().c_str());
+  const SecondMoment statistic = accumulator->Snapshot().value();
+  auto stream = backend.NewStream(nullptr).value();
+  LayerProblem problem;
+  problem.recipe = recipe;
+  problem.weight = backend.Upload(*stream, Random(DType::kF32, {size, size}, 7)).value();
+  problem.full_moment = backend.Upload(*stream, *statistic.FullMean()).value();
+  problem.block_moment =
+      backend.Upload(*stream, *statistic.BlockDiagonalMean(recipe.transform_block_size)).value();
+  problem.sample = backend.Upload(*stream, Random(DType::kF32, {512, size}, 8)).value();
+  problem.outputs = backend.ComputeOutputs(*stream, problem.weight, problem.sample).value();
+  std::map<std::string, double> stages;
+  std::string stage;
+  Clock::time_point began;
+  const auto enter = [&](absl::string_view next) {
+    const Clock::time_point now = Clock::now();
+    if (!stage.empty()) stages[stage] += std::chrono::duration<double>(now - began).count();
+    stage = std::string(next);
+    began = now;
+  };
+  double cpu = 0.0;
+  const double seconds = MedianSeconds([&] {
+    stages.clear();
+    stage.clear();
+    const double before = CpuSeconds();
+    auto solution = GptqMethod().Solve(backend, *stream, problem, enter);
+    enter("");
+    cpu = CpuSeconds() - before;
+    if (!solution.ok()) std::fprintf(stderr, "%s\n", solution.status().ToString().c_str());
+  });
+  Print("gptq_" + std::string(NameOf(format)) + "_" + std::string(NameOf(transform)) + "_" +
+            std::to_string(size),
+        seconds, "s",
+        {{"cpu_seconds", cpu}, {"seconds_by_stage", stages}, {"peak_bytes", stream->peak_bytes()}});
+}
+
+void BenchAllGptq(Backend& backend, bool quick) {
+  for (const int64_t size : {384, 768, 1536, 3072}) {
+    if (quick && size > 768) continue;
+    for (const TransformKind transform :
+         {TransformKind::kIdentity, TransformKind::kHadamard, TransformKind::kWush}) {
+      BenchGptq(backend, Format::kMxfp4, transform, size);
+    }
+    BenchGptq(backend, Format::kNvfp4, TransformKind::kWush, size);
+    BenchGptq(backend, Format::kInt4, TransformKind::kIdentity, size);
+  }
+}
+
 // A whole layer: upload, solve, pack (for WaterSIC with its bitstream), report.
 void BenchPipeline(Backend& backend, const std::string& name, const Recipe& given, int64_t size) {
   const Tensor weight = Random(DType::kBF16, {size, size}, 4);
@@ -293,13 +349,19 @@ void Run(bool quick) {
                   {.format = Format::kEntropyCoded, .method = Method::kWaterSic, .rate_bits = 3.0},
                   size);
   }
+  BenchAllGptq(*backend, quick);
 }
 
 }  // namespace
 }  // namespace quantd::compute
 
-// --quick leaves the largest cases out.
+// --quick leaves the large cases out; --gptq runs only those of GPTQ.
 int main(int argc, char** argv) {
-  quantd::compute::Run(argc > 1 && std::string(argv[1]) == "--quick");
+  const std::string option = argc > 1 ? argv[1] : "";
+  if (option == "--gptq") {
+    quantd::compute::BenchAllGptq(*quantd::compute::OpenBackends({}).back(), false);
+    return 0;
+  }
+  quantd::compute::Run(option == "--quick");
   return 0;
 }
