@@ -47,6 +47,14 @@ double MethodFlops(Method method, double rows, double cols) {
   return 0.0;
 }
 
+// Beyond what RTN takes: the factor, its copy where one unit is the whole row, the moments of drift
+// and what the target is made of.
+int64_t GptqBytes(const Recipe& resolved, int64_t rows, int64_t cols) {
+  const bool wide = resolved.granularity == Granularity::kRow;
+  const int64_t squares = 1 + (wide ? 4 : 0) + (resolved.gptq.asymmetric ? 3 : 0);
+  return 8 * cols * cols * squares + 10 * rows * cols;
+}
+
 }  // namespace
 
 LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
@@ -67,6 +75,7 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
     if (ReadsDrift(resolved)) bytes += 8 * 2 * cols * cols;
     if (ReadsResidual(resolved)) bytes += 8 * weights;
   }
+  if (resolved.method == Method::kGptq) bytes += GptqBytes(resolved, rows, cols);
   estimate.peak_bytes = bytes;
 
   const bool searches = has_statistic && IsDataAware(resolved.transform) &&

@@ -233,7 +233,7 @@ void BenchGptq(Backend& backend, Format format, TransformKind transform, int64_t
     began = now;
   };
   double cpu = 0.0;
-  const double seconds = MedianSeconds([&] {
+  const auto solve = [&] {
     stages.clear();
     stage.clear();
     const double before = CpuSeconds();
@@ -241,7 +241,8 @@ void BenchGptq(Backend& backend, Format format, TransformKind transform, int64_t
     enter("");
     cpu = CpuSeconds() - before;
     if (!solution.ok()) std::fprintf(stderr, "%s\n", solution.status().ToString().c_str());
-  });
+  };
+  const double seconds = size > 1536 ? SecondsOf(solve) : MedianSeconds(solve);
   Print("gptq_" + std::string(NameOf(format)) + "_" + std::string(NameOf(transform)) + "_" +
             std::to_string(size),
         seconds, "s",

@@ -67,7 +67,23 @@ TRANSFORMS = {
 CASES = [f"{fmt}.{transform}" for fmt in FORMATS for transform in TRANSFORMS] + [
     "mxfp4.wush.conditional",
     "int8.wus.conditional",
+    *(f"{fmt}.{transform}.gptq" for fmt in FORMATS for transform in TRANSFORMS),
+    "mxfp4.wush.gptq-conditional-descending",
+    "nvfp4.identity.gptq-act_order",
 ]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "conditional": {"solver": recipe_pb2.CONDITIONAL},
+    "gptq": {"method": recipe_pb2.GPTQ},
+    "gptq-conditional-descending": {
+        "method": recipe_pb2.GPTQ,
+        "solver": recipe_pb2.CONDITIONAL,
+        "gptq": recipe_pb2.Gptq(order=recipe_pb2.DESCENDING),
+    },
+    "gptq-act_order": {
+        "method": recipe_pb2.GPTQ,
+        "gptq": recipe_pb2.Gptq(act_order=True),
+    },
+}
 
 
 class Run:
@@ -82,10 +98,9 @@ class Run:
         self.sample = export_statistic(api, statistic.name).sample()
         layers = []
         for case in CASES:
-            fmt, transform, *solver = case.split(".")
-            recipe = Recipe(**FORMATS[fmt], transform=TRANSFORMS[transform], seed=3)
-            if solver:
-                recipe.solver = recipe_pb2.CONDITIONAL
+            fmt, transform, *option = case.split(".")
+            options = OPTIONS[option[0]] if option else {}
+            recipe = Recipe(**FORMATS[fmt], transform=TRANSFORMS[transform], seed=3, **options)
             layers.append(layer(case, ROWS, COLS, BF16, statistic=statistic.name, recipe=recipe))
         self.job = create_job(api, layers)
         for described in self.job.layers:
@@ -147,7 +162,7 @@ def test_reported_errors_are_those_of_the_stored_tensors(run: Run, case: str) ->
         assert report[f"sqnr_db_{kind}"] == pytest.approx(-10 * np.log10(error), abs=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if ".gptq" not in case])
 def test_stored_codes_are_the_nearest(run: Run, case: str) -> None:
     """The transformed weight, rounded here with the stored scales, gives the stored codes."""
     tensors, recipe = run.tensors[case], run.recipes[case]
@@ -199,6 +214,16 @@ def test_data_aware_transform_helps(run: Run, fmt: str) -> None:
     assert error["wush"] < 0.8 * min(error["hadamard"], error["identity"]), error
     if fmt == "mxfp4":
         assert error["hadamard"] <= error["identity"], error
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_gptq_is_below_round_to_nearest(run: Run, fmt: str, transform: str) -> None:
+    gptq, rtn = run.reports[f"{fmt}.{transform}.gptq"], run.reports[f"{fmt}.{transform}"]
+    assert gptq["outcome"] == "EXACT"
+    assert gptq["damping"] == 0.01
+    figure = "relative_output_error_weight_only"
+    assert gptq[figure] < rtn[figure]
 
 
 @pytest.mark.parametrize("case", CASES)

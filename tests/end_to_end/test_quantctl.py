@@ -122,6 +122,25 @@ def test_second_moment_instead_of_activations(
     assert report["relative_output_error_weight_and_activation"] is None
 
 
+def test_gptq_is_below_round_to_nearest(
+    server: Server, quantctl: Tool, files: dict[str, Path], tmp_path: Path
+) -> None:
+    errors = {}
+    for method, options in {"rtn": (), "gptq": ("--order", "descending", "--act_order")}.items():
+        _quantize(
+            quantctl,
+            server,
+            tmp_path / method,
+            *("--weights", files["weights"], "--activations", files["activations"]),
+            *("--format", "mxfp4", "--transform", "wush", "--method", method, *options),
+            check=True,
+        )
+        report = json.loads((tmp_path / method / "report.json").read_text())
+        errors[method] = report["relative_output_error_weight_and_activation"]
+        assert report["outcome"] == "EXACT"
+    assert errors["gptq"] < errors["rtn"]
+
+
 def test_options(server: Server, quantctl: Tool, files: dict[str, Path], tmp_path: Path) -> None:
     _quantize(
         quantctl,

@@ -54,6 +54,7 @@ absl::StatusOr<GptqMoment> GptqMoment::Factor(WorkerPool& pool, Stream& stream,
   }
   double mean = 0.0;
   for (int64_t i = 0; i < cols; ++i) {
+    if (moment[i * cols + i] < 0.0) return NotPositive("the matrix");
     mean += moment[i * cols + i] / static_cast<double>(cols);
   }
   if (!(mean > 0.0)) mean = 1.0;

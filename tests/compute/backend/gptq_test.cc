@@ -422,6 +422,9 @@ TEST_F(GptqOpTest, RefusesMomentsThatAreNone) {
   indefinite(3, 7) = indefinite(7, 3) = 50.0 * indefinite.diagonal().maxCoeff();
   EXPECT_EQ(status(indefinite).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status(indefinite).message()), HasSubstr("positive semidefinite"));
+  Matrix negative = CorrelatedMoment(64, 30);
+  negative(2, 2) = -1e-3;
+  EXPECT_EQ(status(negative).code(), absl::StatusCode::kInvalidArgument);
   Matrix nan = CorrelatedMoment(64, 31);
   nan(5, 5) = std::nan("");
   EXPECT_EQ(status(nan).code(), absl::StatusCode::kInvalidArgument);

@@ -520,6 +520,34 @@ TEST_F(PipelineTest, EstimateBoundsPeakMemory) {
   }
 }
 
+TEST_F(PipelineTest, EstimateBoundsPeakMemoryOfGptq) {
+  const SecondMoment statistic = Statistic(activations_);
+  for (const Format format : kFormats) {
+    for (const TransformKind kind : kTransforms) {
+      const Recipe recipe =
+          ResolveRecipe({.format = format, .transform = kind, .method = Method::kGptq}).value();
+      const LayerResult result = RunOne(recipe, weight_, &statistic);
+      EXPECT_GE(EstimateLayer(recipe, kRows, kCols, true).peak_bytes, result.report.peak_bytes);
+    }
+  }
+}
+
+TEST_F(PipelineTest, GptqIsMeasuredLikeRoundToNearest) {
+  const SecondMoment statistic = Statistic(activations_);
+  for (const TransformKind kind : {TransformKind::kIdentity, TransformKind::kHadamard}) {
+    const LayerResult result =
+        RunOne({.transform = kind, .method = Method::kGptq}, weight_, &statistic);
+    const ErrorReport& report = result.report;
+    const ErrorReport::Baseline& baseline = kind == TransformKind::kIdentity
+                                                ? report.baseline_identity_rtn
+                                                : report.baseline_hadamard_rtn;
+    EXPECT_GT(baseline.gain_weight_only.value(), 1.0);
+    EXPECT_GT(baseline.gain_weight_and_activation.value(), 1.0);
+    EXPECT_EQ(report.outcome, Outcome::kExact);
+    EXPECT_EQ(report.damping, 0.01);
+  }
+}
+
 // For weights that dwarf the sample the bound is of use, not only true.
 TEST_F(PipelineTest, EstimateIsNotFarAbovePeakMemory) {
   const Tensor weight = RandomWeight(4096, kCols, 13);
