@@ -43,6 +43,12 @@ def block_ldl(m: np.ndarray, units: list[np.ndarray]) -> tuple[np.ndarray, list[
     return k, d
 
 
+def drift_target(w, hat, cross, damping: float = DAMPING) -> np.ndarray:
+    """W* that minimizes E|W x - W* xhat|^2, for hat = E[xhat xhat^T] and cross = E[x xhat^T]: what
+    GPTQ approximates when its inputs drift (GPTAQ, arXiv 2504.02692, without its masks)."""
+    return w + w @ (cross - hat) @ np.linalg.inv(damped(hat, damping))
+
+
 @dataclass
 class Gptq:
     transform: np.ndarray  # (C/B) x B x B, float32 values

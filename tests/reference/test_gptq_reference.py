@@ -116,3 +116,42 @@ def test_diagonal_moment_is_round_to_nearest(descending):
     want = wush.quantize_mxfp4(w)
     assert np.array_equal(got.decoded, want.values)
     assert np.array_equal(got.scales, want.scales)
+
+
+def published_gptaq(w, hat, cross, block):
+    """Algorithm 1 of arXiv 2504.02692, with the sign of P for E|W x - What xhat|^2."""
+    w = w.copy()
+    lower = np.linalg.cholesky(np.linalg.inv(ref.damped(hat)))
+    p = np.triu((cross - hat) @ lower, 1) @ lower.T
+    out = np.zeros_like(w)
+    for c in range(w.shape[1]):
+        if c % block == 0:
+            _, step = ref.mxfp4_scales(w[:, c : c + block])
+        before = w[:, c].copy()
+        _, out[:, c] = ref.round_column(before, step)
+        w[:, c:] -= np.outer((before - out[:, c]) / lower[c, c], lower[c:, c])
+        w[:, c + 1 :] += np.outer(before, p[c, c + 1 :])
+    return out
+
+
+@pytest.mark.parametrize("drift", (0.05, 0.1, 0.3))
+def test_whole_drift_target_is_below_gptaqs_masked_one(drift):
+    rng = np.random.default_rng(3)
+    rows, cols, tokens = 32, 96, 700
+    w = rng.standard_normal((rows, cols))
+    mix = rng.standard_normal((cols, cols)) / np.sqrt(cols)
+    x = rng.standard_normal((tokens, cols)) @ (mix + np.eye(cols))
+    x_hat = x + drift * (rng.standard_normal(x.shape) + x @ rng.standard_normal(mix.shape) / 10)
+    hat, cross = x_hat.T @ x_hat / tokens, x.T @ x_hat / tokens
+
+    def loss(dequantized):
+        return np.sum((x @ w.T - x_hat @ dequantized.T) ** 2)
+
+    def solve(target):
+        identity = np.eye(32)
+        return ref.gptq(target, hat, 32, ref.mxfp4_scales, lambda b, own, h: identity).dequantized
+
+    plain = loss(solve(w))
+    masked = loss(published_gptaq(w, hat, cross, 32))
+    assert loss(solve(ref.drift_target(w, hat, cross))) < masked < plain
+    assert np.array_equal(ref.drift_target(w, hat, hat), w)
