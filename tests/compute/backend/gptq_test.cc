@@ -105,6 +105,8 @@ std::vector<Recipe> Formats() {
       {.format = Format::kMxfp4, .transform_block_size = 64},
       {.format = Format::kNvfp4},
       {.format = Format::kNvfp4, .scale_rule = ScaleRule::kAmax, .transform_block_size = 32},
+      {.format = Format::kInt2},
+      {.format = Format::kInt3, .scale_rule = ScaleRule::kGaussianMse},
       {.format = Format::kInt4},
       {.format = Format::kInt4, .scale_rule = ScaleRule::kGaussianMse, .group_size = 64},
       {.format = Format::kInt4, .granularity = Granularity::kRow},
