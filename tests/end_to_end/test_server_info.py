@@ -32,9 +32,13 @@ def test_what_can_be_asked_for(info: server_pb2.ServerInfo) -> None:
     assert set(info.formats) == {
         recipe_pb2.MXFP4,
         recipe_pb2.NVFP4,
+        recipe_pb2.INT2,
+        recipe_pb2.INT3,
         recipe_pb2.INT4,
         recipe_pb2.INT8,
         recipe_pb2.FP8,
+        recipe_pb2.ENTROPY_CODED,
+        recipe_pb2.GAUSSIAN_GRID,
     }
     assert set(info.transforms) == {
         recipe_pb2.IDENTITY,
@@ -43,7 +47,12 @@ def test_what_can_be_asked_for(info: server_pb2.ServerInfo) -> None:
         recipe_pb2.WUS,
         recipe_pb2.WUSH,
     }
-    assert recipe_pb2.RTN in info.methods
+    assert set(info.methods) == {
+        recipe_pb2.RTN,
+        recipe_pb2.GPTQ,
+        recipe_pb2.WATERSIC,
+        recipe_pb2.HIGGS,
+    }
 
 
 def test_limits(info: server_pb2.ServerInfo) -> None:
