@@ -10,6 +10,9 @@ namespace {
 // Half a decade apart: the error is flat enough in between. On equal errors the smaller one wins.
 constexpr double kDampingCandidates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1};
 
+// Of the sample, where the choice is not also the result.
+constexpr int64_t kRowsToPickBy = 128;
+
 bool IsDataAware(TransformKind kind) {
   return kind == TransformKind::kWus || kind == TransformKind::kWush;
 }
@@ -99,7 +102,15 @@ absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
                                             absl::FunctionRef<void(absl::string_view)> stage) {
   if (!Searches(problem)) return problem.recipe.damping.value_or(kDampingWithoutSample);
   const auto format = NumberFormat::Create(problem.recipe, problem.weight.dim(1));
-  absl::StatusOr<Damped> best = SearchDamping(backend, stream, problem, *format, stage);
+  LayerProblem part = problem;
+  const int64_t rows = std::min(kRowsToPickBy, problem.sample.dim(0));
+  absl::StatusOr<DeviceTensor> sample = backend.SliceRows(stream, problem.sample, 0, rows);
+  if (!sample.ok()) return sample.status();
+  absl::StatusOr<DeviceTensor> outputs = backend.SliceRows(stream, problem.outputs, 0, rows);
+  if (!outputs.ok()) return outputs.status();
+  part.sample = *std::move(sample);
+  part.outputs = *std::move(outputs);
+  absl::StatusOr<Damped> best = SearchDamping(backend, stream, part, *format, stage);
   if (!best.ok()) return best.status();
   return best->damping;
 }

@@ -105,7 +105,7 @@ TEST_F(GptqTest, TellsOutcomeAndDamping) {
   EXPECT_THAT(stages_, testing::ElementsAre("quantize"));
 }
 
-// The transform's damping is the one that RTN would have picked.
+// The damping of the transform is what PickTransformDamping says.
 TEST_F(GptqTest, AutomaticTransformDampingIsRtns) {
   const LayerSolution automatic = Solve({.transform = TransformKind::kWush});
   EXPECT_THAT(stages_, testing::Contains("transform"));
