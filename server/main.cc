@@ -305,7 +305,7 @@ absl::Status Serve(const ServerConfig& config) {
 
   const CallEnvironment environment{**authenticator, *metrics, executor};
   std::vector<std::unique_ptr<grpc::Service>> services;
-  services.push_back(NewJobsService(environment, *engine, **jobs));
+  services.push_back(NewJobsService(environment, *engine, **jobs, **blobs));
   services.push_back(NewWeightsService(environment, uploads));
   services.push_back(
       NewCalibrationService(environment, statistics, **jobs, config.limits.stream_credit_bytes));

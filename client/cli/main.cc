@@ -12,6 +12,7 @@
 #include "client/cli/dequantize.h"
 #include "client/cli/inspect.h"
 #include "client/cli/interrupt.h"
+#include "client/cli/plan.h"
 #include "client/cli/quantize.h"
 #include "client/cli/terminal.h"
 #include "client/cpp/client.h"
@@ -27,6 +28,7 @@ constexpr const char* kExamples = R"(Examples:
   quantctl quantize --weights layer.safetensors --activations inputs.safetensors \
       --format mxfp4 --transform wush --out result
   quantctl dequantize --in result/result.safetensors --out result/dequantized.safetensors
+  quantctl plan JOB --bits 3 --method watersic --commit --out planned
   quantctl --server gpu-box:7741 --token $TOKEN --tls jobs
 
 Options may be written with - or _ between words. With --json, lists have one object a line.
@@ -48,11 +50,20 @@ constexpr const char* kQuantizeExamples = R"(Examples:
   quantctl quantize --weights model.safetensors --tensor model.layers.0.mlp.up_proj.weight \
       --format fp8 --out result)";
 
+constexpr const char* kPlanExamples =
+    R"(Measures candidates for every weight of an earlier job and shows which gets what, so that the
+sum of the layers' relative output errors, weighted by their parameters, is least. Examples:
+  # 3 bits a weight on average, any rate for each layer
+  quantctl plan my-job --bits 3 --method watersic
+  # number formats with the transforms of the job; quantize as planned
+  quantctl plan my-job --bits 5 --formats mxfp4,int4,int8 --commit --out planned)";
+
 // What the command line says.
 struct Arguments {
   client::ConnectOptions server;
   Output output;
   QuantizeOptions quantize;
+  PlanOptions plan;
   std::string job;
   std::string layer;
   std::string in;
@@ -369,6 +380,75 @@ void AddDequantize(CLI::App* app, Arguments* arguments, Command* chosen) {
   });
 }
 
+// What the options mean together.
+void CheckPlan(const CLI::App& command, PlanOptions& options) {
+  client::CandidateOptions& candidates = options.candidates;
+  const bool by_rate = candidates.method == compute::Method::kWaterSic ||
+                       candidates.method == compute::Method::kHiggs;
+  if (by_rate && !candidates.formats.empty()) {
+    throw CLI::ValidationError("--formats: watersic and higgs have their own; give --rates");
+  }
+  if (!by_rate && command.count("--rates") > 0) {
+    throw CLI::ValidationError("--rates needs --method watersic or --method higgs");
+  }
+  if (!by_rate && candidates.formats.empty()) {
+    candidates.formats = {compute::Format::kMxfp4, compute::Format::kNvfp4, compute::Format::kInt4,
+                          compute::Format::kInt8};
+  }
+}
+
+void AddPlan(CLI::App* app, Arguments* arguments, Command* chosen) {
+  PlanOptions* options = &arguments->plan;
+  CLI::App* command =
+      app->add_subcommand("plan", "Spread a budget of bits over the layers of a job");
+  command->add_option("JOB", options->job, "Id or full name of a job whose weights are uploaded")
+      ->required();
+  command->add_option("--bits", options->bits, "Bits a weight, on average, everything included")
+      ->required()
+      ->check(CLI::PositiveNumber)
+      ->type_name("BITS");
+  AddNamed(command, "--method", &options->candidates.method, compute::ParseMethod,
+           "watersic (any rate), higgs, gptq or rtn; the layers' own if not given");
+  AddNamed(command, "--transform", &options->candidates.transform, compute::ParseTransform,
+           "With --formats: in place of the layers' own");
+  command
+      ->add_option_function<std::vector<std::string>>(
+          "--formats",
+          [options](const std::vector<std::string>& names) {
+            for (std::string name : names) {
+              std::replace(name.begin(), name.end(), '_', '-');
+              const auto format = compute::ParseFormat(name);
+              if (!format.ok()) {
+                throw CLI::ValidationError("--formats", std::string(format.status().message()));
+              }
+              options->candidates.formats.push_back(*format);
+            }
+          },
+          "Number formats to choose from (default mxfp4,nvfp4,int4,int8)")
+      ->delimiter(',')
+      ->type_name("NAMES");
+  command
+      ->add_option("--rates", options->candidates.rates,
+                   "Rates to measure with watersic (default: around --bits) or higgs (2,3,4)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber)
+      ->type_name("BITS");
+  auto* commit = command->add_flag("--commit", options->commit, "Quantize as planned; needs --out");
+  auto* out = command
+                  ->add_option("--out", options->out,
+                               "With --commit: folder for LAYER.safetensors, LAYER.report.json and "
+                               "plan.json; made if missing")
+                  ->needs(commit)
+                  ->type_name("DIR");
+  commit->needs(out);
+  command->add_flag("--keep", options->keep, "Keep the job that measured the candidates");
+  command->footer(kPlanExamples);
+  command->callback([arguments, command, options, chosen] {
+    CheckPlan(*command, *options);
+    *chosen = [arguments, options] { return Plan(arguments->server, *options, arguments->output); };
+  });
+}
+
 void AddInspection(CLI::App* app, Arguments* arguments, Command* chosen) {
   const auto add = [&](const std::string& name, const std::string& help, auto run) {
     CLI::App* command = app->add_subcommand(name, help);
@@ -414,6 +494,7 @@ int Main(int argc, char** argv) {
   AddServerOptions(&app, &arguments);
   AddQuantize(&app, &arguments, &chosen);
   AddDequantize(&app, &arguments, &chosen);
+  AddPlan(&app, &arguments, &chosen);
   AddInspection(&app, &arguments, &chosen);
   try {
     app.parse(NormalizedArguments(argc, argv));

@@ -182,6 +182,17 @@ absl::StatusOr<Job> Client::WatchJob(absl::string_view job,
   }
 }
 
+absl::StatusOr<Plan> Client::PlanJob(absl::string_view job, double bits_per_weight) {
+  v1::PlanJobRequest request;
+  request.set_name(JobName(job));
+  request.set_bits_per_weight(bits_per_weight);
+  v1::Plan response;
+  absl::Status status =
+      CallUnary(*connection_, *connection_->jobs, &v1::Jobs::Stub::PlanJob, request, &response);
+  if (!status.ok()) return status;
+  return FromWire(response);
+}
+
 absl::StatusOr<UploadStatus> Client::GetUploadStatus(absl::string_view layer) {
   v1::GetUploadStatusRequest request;
   request.set_layer(std::string(layer));

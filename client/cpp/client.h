@@ -157,6 +157,9 @@ class Client {
   absl::StatusOr<Job> WatchJob(absl::string_view job,
                                const std::function<void(const JobUpdate&)>& update);
 
+  // How many bits each weight gets, from what the layers of a job measured (candidates.h).
+  absl::StatusOr<Plan> PlanJob(absl::string_view job, double bits_per_weight);
+
   // Uploads layer.rows x layer.cols elements of layer.dtype, from where an earlier upload of
   // layer.name stopped.
   absl::Status UploadWeights(const Layer& layer, ByteSource& weights,

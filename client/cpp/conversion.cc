@@ -164,6 +164,7 @@ absl::StatusOr<v1::Layer> ToWire(const Layer& layer) {
   wire.set_cross_moment(layer.cross_moment);
   wire.set_residual_moment(layer.residual_moment);
   if (layer.recipe) *wire.mutable_recipe() = ToWire(*layer.recipe);
+  wire.set_weight_of(layer.weight_of);
   return wire;
 }
 
@@ -206,6 +207,7 @@ Layer FromWire(const v1::Layer& wire) {
   layer.cross_moment = wire.cross_moment();
   layer.residual_moment = wire.residual_moment();
   if (wire.has_recipe()) layer.recipe = FromWire(wire.recipe());
+  layer.weight_of = wire.weight_of();
   layer.state = static_cast<LayerState>(wire.state());
   if (wire.has_error()) {
     layer.error = StatusFromWire(wire.error().code(), wire.error().message(),
@@ -232,6 +234,35 @@ Job FromWire(const v1::Job& wire) {
 
 JobEstimate FromWire(const v1::JobEstimate& wire) {
   return {wire.peak_bytes(), wire.device_seconds(), wire.output_bytes()};
+}
+
+Plan FromWire(const v1::Plan& wire) {
+  Plan plan;
+  for (const v1::PlannedLayer& each : wire.layers()) {
+    PlannedLayer layer;
+    layer.layer = each.layer();
+    layer.candidate = each.candidate();
+    layer.parameters = each.parameters();
+    layer.recipe = FromWire(each.recipe());
+    layer.bits_per_weight = each.bits_per_weight();
+    layer.error = each.error();
+    if (each.has_uniform_error()) layer.uniform_error = each.uniform_error();
+    plan.layers.push_back(std::move(layer));
+  }
+  plan.parameters = wire.parameters();
+  plan.bits_per_weight = wire.bits_per_weight();
+  plan.error = wire.error();
+  if (wire.has_uniform_bits_per_weight()) {
+    plan.uniform_bits_per_weight = wire.uniform_bits_per_weight();
+  }
+  if (wire.has_uniform_error()) plan.uniform_error = wire.uniform_error();
+  plan.slope = wire.slope();
+  plan.error_bound = wire.error_bound();
+  plan.least_bits_per_weight = wire.least_bits_per_weight();
+  plan.most_bits_per_weight = wire.most_bits_per_weight();
+  plan.error_figure = wire.error_figure();
+  plan.failed_candidates = wire.failed_candidates();
+  return plan;
 }
 
 JobUpdate FromWire(const v1::WatchJobResponse& wire) {

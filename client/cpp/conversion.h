@@ -23,6 +23,7 @@ Layer FromWire(const v1::Layer& wire);
 Job FromWire(const v1::Job& wire);
 JobEstimate FromWire(const v1::JobEstimate& wire);
 JobUpdate FromWire(const v1::WatchJobResponse& wire);
+Plan FromWire(const v1::Plan& wire);
 Statistic FromWire(const v1::Statistic& wire);
 UploadStatus FromWire(const v1::UploadStatus& wire);
 Artifact FromWire(const v1::Artifact& wire);

@@ -57,6 +57,7 @@ struct Layer {
   std::string cross_moment;
   std::string residual_moment;
   std::optional<compute::Recipe> recipe;
+  std::string weight_of;  // full name of the layer whose weight it takes, or empty
 
   std::string name;
   LayerState state = LayerState::kUnspecified;
@@ -88,6 +89,31 @@ struct JobUpdate {
   Job job;
   int64_t queue_position = 0;
   std::optional<double> eta_seconds;
+};
+
+struct PlannedLayer {
+  std::string layer;      // full name: whose weight it is
+  std::string candidate;  // full name of the measured layer
+  int64_t parameters = 0;
+  compute::Recipe recipe;
+  double bits_per_weight = 0.0;
+  double error = 0.0;
+  std::optional<double> uniform_error = std::nullopt;
+};
+
+struct Plan {
+  std::vector<PlannedLayer> layers;
+  int64_t parameters = 0;
+  double bits_per_weight = 0.0;
+  double error = 0.0;
+  std::optional<double> uniform_bits_per_weight;
+  std::optional<double> uniform_error;
+  double slope = 0.0;
+  double error_bound = 0.0;
+  double least_bits_per_weight = 0.0;
+  double most_bits_per_weight = 0.0;
+  std::string error_figure;  // of the reports
+  int64_t failed_candidates = 0;
 };
 
 struct Statistic {

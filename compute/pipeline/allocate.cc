@@ -18,6 +18,7 @@ namespace {
 constexpr double kLeastError = 1e-30;
 // Relative: a budget that equals what the points spend must not miss it by rounding.
 constexpr double kTolerance = 1e-12;
+constexpr double kChordTolerance = 1e-9;
 
 struct Knot {
   size_t point;
@@ -77,9 +78,10 @@ Hull HullOf(const RateCurve& curve) {
     while (knots.size() >= 2) {
       const Knot& a = knots[knots.size() - 2];
       const Knot& b = knots.back();
-      const bool below_chord = (a.height - b.height) * (next.bits - b.bits) >
-                               (b.height - next.height) * (b.bits - a.bits);
-      if (below_chord) break;
+      const double left = (a.height - b.height) * (next.bits - b.bits);
+      const double right = (b.height - next.height) * (b.bits - a.bits);
+      // On the chord up to rounding: a measured rate is kept where rates between are to be had.
+      if (left > (curve.continuous ? right * (1 - kChordTolerance) : right)) break;
       knots.pop_back();
     }
     knots.push_back(next);

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "compute/formats/safetensors.h"
 #include "server/errors/error.h"
+#include "server/jobs/weight_source.h"
 
 namespace quantd::server {
 namespace {
@@ -115,6 +116,7 @@ absl::StatusOr<JobEstimate> JobEngine::Validate(JobRecord& job) const {
   absl::StatusOr<JobEstimate> estimate = PrepareJob(job, options_.limits, *backends_.front());
   if (!estimate.ok()) return estimate;
   if (absl::Status s = CheckStatistics(job); !s.ok()) return s;
+  if (absl::Status s = TakeWeights(jobs_, job); !s.ok()) return s;
   return estimate;
 }
 
@@ -143,7 +145,9 @@ absl::StatusOr<JobRecord> JobEngine::Create(JobRecord job) {
     if (!absl::IsNotFound(earlier.status())) return earlier;
   }
   if (absl::Status s = jobs_.InsertJob(job, options_.max_jobs_per_tenant); !s.ok()) return s;
-  live_[{job.tenant, job.job_id}];
+  const JobKey key{job.tenant, job.job_id};
+  live_[key];
+  RefreshLocked(key);  // layers that took their weight from another one wait for nothing
   return jobs_.GetJob(job.tenant, job.job_id);
 }
 

@@ -68,7 +68,7 @@ class JobEngine {
   // Takes up every unfinished job of the store and starts the slots. Call once.
   absl::Status Start();
 
-  // Checks and estimates only.
+  // Checks, fills in what follows (recipes, weights of other layers) and estimates; stores nothing.
   absl::StatusOr<JobEstimate> Validate(JobRecord& job) const;
   // Creates a checked job. With a request_id that was used before: that job.
   absl::StatusOr<JobRecord> Create(JobRecord job);

@@ -1,6 +1,8 @@
 #include "server/service/jobs_service.h"
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <optional>
 #include <random>
 #include <string>
@@ -40,8 +42,9 @@ absl::StatusOr<std::string> ChooseJobId(const std::string& requested) {
 
 class JobsService final : public v1::Jobs::CallbackService {
  public:
-  JobsService(const CallEnvironment& environment, JobEngine& engine, JobStore& jobs)
-      : environment_(environment), engine_(engine), jobs_(jobs) {}
+  JobsService(const CallEnvironment& environment, JobEngine& engine, JobStore& jobs,
+              BlobStore& blobs)
+      : environment_(environment), engine_(engine), jobs_(jobs), blobs_(blobs) {}
 
   grpc::ServerUnaryReactor* CreateJob(grpc::CallbackServerContext* context,
                                       const v1::CreateJobRequest* request,
@@ -116,7 +119,47 @@ class JobsService final : public v1::Jobs::CallbackService {
                               request->name());
   }
 
+  grpc::ServerUnaryReactor* PlanJob(grpc::CallbackServerContext* context,
+                                    const v1::PlanJobRequest* request,
+                                    v1::Plan* response) override {
+    return RunUnary(
+        environment_, context, "quantd.v1.Jobs/PlanJob",
+        [=, this](const std::string& tenant) { return Plan(tenant, *request, *response); });
+  }
+
  private:
+  absl::Status Plan(const std::string& tenant, const v1::PlanJobRequest& request,
+                    v1::Plan& response) {
+    const auto name = ParseJobName("name", request.name(), tenant);
+    if (!name.ok()) return name.status();
+    if (!(request.bits_per_weight() > 0) || !std::isfinite(request.bits_per_weight())) {
+      return InvalidField("bits_per_weight", absl::StrFormat("expected a number above 0, got %g",
+                                                             request.bits_per_weight()));
+    }
+    const auto job = jobs_.GetJob(tenant, name->first);
+    if (!job.ok()) return job.status();
+    std::map<std::string, MeasuredFigures> figures;
+    for (const LayerRecord& layer : job->layers) {
+      if (layer.state != LayerState::kSucceeded) continue;
+      auto measured = FiguresOf(tenant, name->first, layer.layer_id);
+      if (!measured.ok()) return Annotate(measured.status(), layer.layer_id);
+      figures.emplace(layer.layer_id, *measured);
+    }
+    const auto plan = server::PlanJob(*job, figures, request.bits_per_weight());
+    if (!plan.ok()) return plan.status();
+    response = ToProto(*plan, tenant, name->first);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<MeasuredFigures> FiguresOf(const std::string& tenant, const std::string& job,
+                                            const std::string& layer) {
+    const auto artifact = jobs_.GetArtifact(tenant, job, absl::StrCat(layer, ".report.json"));
+    if (!artifact.ok()) return artifact.status();
+    const auto text = blobs_.ReadAll(artifact->blob);
+    if (!text.ok()) return text.status();
+    return MeasuredFiguresFromJson(*text);
+  }
+
   absl::Status Create(const std::string& tenant, const v1::CreateJobRequest& request,
                       v1::CreateJobResponse& response) {
     if (auto s = CheckParent("parent", request.parent(), tenant); !s.ok()) return s;
@@ -144,13 +187,14 @@ class JobsService final : public v1::Jobs::CallbackService {
   const CallEnvironment& environment_;
   JobEngine& engine_;
   JobStore& jobs_;
+  BlobStore& blobs_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewJobsService(const CallEnvironment& environment, JobEngine& engine,
-                                              JobStore& jobs) {
-  return std::make_unique<JobsService>(environment, engine, jobs);
+                                              JobStore& jobs, BlobStore& blobs) {
+  return std::make_unique<JobsService>(environment, engine, jobs, blobs);
 }
 
 }  // namespace quantd::server

@@ -10,8 +10,9 @@
 
 namespace quantd::server {
 
-// quantd.v1.Jobs over the engine. The arguments outlive the service.
+// quantd.v1.Jobs over the engine; `blobs` holds the reports that plans are made from. The arguments
+// outlive the service.
 std::unique_ptr<grpc::Service> NewJobsService(const CallEnvironment& environment, JobEngine& engine,
-                                              JobStore& jobs);
+                                              JobStore& jobs, BlobStore& blobs);
 
 }  // namespace quantd::server

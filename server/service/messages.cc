@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "google/protobuf/timestamp.pb.h"
 #include "nlohmann/json.hpp"
 #include "server/errors/error.h"
@@ -148,6 +149,11 @@ absl::StatusOr<LayerRecord> LayerFromProto(const std::string& field, const v1::L
     if (!statistic.ok()) return statistic.status();
     *id = statistic->first;
   }
+  if (!message.weight_of().empty()) {
+    const auto name = ParseLayerName(field + ".weight_of", message.weight_of(), tenant);
+    if (!name.ok()) return name.status();
+    layer.weight_of = absl::StrCat(name->first, "/", name->second);
+  }
   layer.has_own_recipe = message.has_recipe();
   layer.recipe = job_recipe;
   if (message.has_recipe()) {
@@ -156,6 +162,12 @@ absl::StatusOr<LayerRecord> LayerFromProto(const std::string& field, const v1::L
     layer.recipe = *recipe;
   }
   return layer;
+}
+
+// The full name of "{job_id}/{layer_id}".
+std::string SourceName(absl::string_view tenant, absl::string_view weight_of) {
+  const std::pair<absl::string_view, absl::string_view> source = absl::StrSplit(weight_of, '/');
+  return LayerName(tenant, source.first, source.second);
 }
 
 v1::Layer LayerToProto(const JobRecord& job, const LayerRecord& layer) {
@@ -173,6 +185,7 @@ v1::Layer LayerToProto(const JobRecord& job, const LayerRecord& layer) {
   message.set_second_moment_hat(name_of(layer.second_moment_hat_id));
   message.set_cross_moment(name_of(layer.cross_moment_id));
   message.set_residual_moment(name_of(layer.residual_moment_id));
+  if (!layer.weight_of.empty()) message.set_weight_of(SourceName(job.tenant, layer.weight_of));
   if (layer.has_own_recipe) *message.mutable_recipe() = ToProto(layer.recipe);
   message.set_state(ToEnum(kLayerStates, layer.state));
   if (!layer.error.ok()) message.mutable_error()->ParseFromString(ToRpcStatusBytes(layer.error));
@@ -420,6 +433,50 @@ v1::Artifact ToProto(const ArtifactRecord& artifact, absl::string_view tenant,
   message.set_size_bytes(artifact.blob.size);
   message.set_sha256(artifact.blob.sha256);
   *message.mutable_create_time() = ToTimestamp(artifact.create_time);
+  return message;
+}
+
+absl::StatusOr<MeasuredFigures> MeasuredFiguresFromJson(const std::string& text) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto number = [&](const char* name) -> std::optional<double> {
+    const auto found = json.is_object() ? json.find(name) : json.end();
+    if (found == json.end() || !found->is_number()) return std::nullopt;
+    return found->get<double>();
+  };
+  const auto bits = number("bits_per_weight");
+  const auto weight_error = number("relative_weight_error");
+  if (!bits.has_value() || !weight_error.has_value()) {
+    return absl::DataLossError("the stored report lacks bits_per_weight or relative_weight_error");
+  }
+  return MeasuredFigures{*bits, number("relative_output_error_weight_only"), *weight_error};
+}
+
+v1::Plan ToProto(const JobPlan& plan, absl::string_view tenant, absl::string_view job) {
+  v1::Plan message;
+  for (const PlannedWeight& weight : plan.weights) {
+    v1::PlannedLayer* layer = message.add_layers();
+    layer->set_layer(SourceName(tenant, weight.weight_of));
+    layer->set_candidate(LayerName(tenant, job, weight.candidate_id));
+    layer->set_parameters(weight.parameters);
+    *layer->mutable_recipe() = ToProto(weight.recipe);
+    layer->set_bits_per_weight(weight.bits_per_weight);
+    layer->set_error(weight.error);
+    if (weight.uniform_error.has_value()) layer->set_uniform_error(*weight.uniform_error);
+  }
+  message.set_parameters(plan.parameters);
+  message.set_bits_per_weight(plan.bits_per_weight);
+  message.set_error(plan.error);
+  if (plan.uniform_bits_per_weight.has_value()) {
+    message.set_uniform_bits_per_weight(*plan.uniform_bits_per_weight);
+  }
+  if (plan.uniform_error.has_value()) message.set_uniform_error(*plan.uniform_error);
+  message.set_slope(plan.slope);
+  message.set_error_bound(plan.error_bound);
+  message.set_least_bits_per_weight(plan.least_bits_per_weight);
+  message.set_most_bits_per_weight(plan.most_bits_per_weight);
+  message.set_error_figure(plan.of_outputs ? "relative_output_error_weight_only"
+                                           : "relative_weight_error");
+  message.set_failed_candidates(plan.failed_candidates);
   return message;
 }
 

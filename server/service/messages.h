@@ -8,6 +8,7 @@
 #include "quantd/v1/jobs.pb.h"
 #include "quantd/v1/results.pb.h"
 #include "server/jobs/job_engine.h"
+#include "server/jobs/job_plan.h"
 #include "server/store/records.h"
 
 // Messages to domain values and back. The From functions check what the message alone can tell and
@@ -36,6 +37,11 @@ v1::Artifact ToProto(const ArtifactRecord& artifact, absl::string_view tenant,
                      absl::string_view job);
 // From the JSON document of a report. DATA_LOSS where it cannot be read.
 absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& text);
+
+// What a plan needs of it. DATA_LOSS as above.
+absl::StatusOr<MeasuredFigures> MeasuredFiguresFromJson(const std::string& text);
+// `job`: the one that was measured.
+v1::Plan ToProto(const JobPlan& plan, absl::string_view tenant, absl::string_view job);
 
 // The default where it is 0; INVALID_ARGUMENT for a negative size; capped at 1000.
 absl::StatusOr<int> PageSize(int32_t requested);

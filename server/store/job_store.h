@@ -32,7 +32,9 @@ class JobStore {
  public:
   virtual ~JobStore() = default;
 
-  // ALREADY_EXISTS for the id; RESOURCE_EXHAUSTED at `max_jobs` stored jobs of the tenant.
+  // ALREADY_EXISTS for the id; RESOURCE_EXHAUSTED at `max_jobs` stored jobs of the tenant;
+  // FAILED_PRECONDITION where a layer with `weight_of` has a weight that no stored layer has (any
+  // more): so a blob is shared only while something keeps it.
   virtual absl::Status InsertJob(const JobRecord& job, int max_jobs) = 0;
   virtual absl::StatusOr<JobRecord> GetJob(absl::string_view tenant, absl::string_view job) = 0;
   // NOT_FOUND for an unknown request_id.
@@ -51,7 +53,7 @@ class JobStore {
   // Moves one upload forward without touching the rest of the job.
   virtual absl::Status SetUploadCommitted(absl::string_view tenant, absl::string_view job,
                                           absl::string_view layer, int64_t committed) = 0;
-  // Returns the names of the blobs that nothing refers to any more.
+  // Returns the names of the blobs that nothing refers to any more; layers may share a weight.
   virtual absl::StatusOr<std::vector<std::string>> DeleteJob(absl::string_view tenant,
                                                              absl::string_view job) = 0;
 

@@ -46,6 +46,7 @@ struct LayerRecord {
   int64_t upload_committed = 0;  // durable bytes of the staging file
   std::string upload_staging;    // name in the blob store while incomplete; empty before begin
   BlobRef weight;                // once complete
+  std::string weight_of;         // "{job_id}/{layer_id}" that `weight` was taken from; or empty
   friend bool operator==(const LayerRecord&, const LayerRecord&) = default;
 };
 

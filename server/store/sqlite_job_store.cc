@@ -91,6 +91,8 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<JobRecord> LoadJob(absl::string_view tenant, absl::string_view job);
   absl::Status LoadLayers(JobRecord& job, sqlite::RecipeReader& recipes);
   absl::Status InsertLayer(const JobRecord& job, size_t position);
+  // Whether the weights that a new job takes from other layers are still theirs.
+  absl::Status CheckSources(const JobRecord& job);
   absl::Status WriteJob(const JobRecord& before, const JobRecord& after);
   absl::Status WriteLayer(const JobRecord& job, size_t position);
   absl::Status InsertArtifact(const JobRecord& job, const ArtifactRecord& artifact);
@@ -159,7 +161,7 @@ absl::Status SqliteJobStore::LoadLayers(JobRecord& job, sqlite::RecipeReader& re
   auto query = database_->Prepare(
       "SELECT layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe,"
       " state, error, device_seconds, upload_committed, upload_staging, weight_name, weight_size,"
-      " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id"
+      " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id, weight_of"
       " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position");
   if (!query.ok()) return query.status();
   query->Bind(job.tenant).Bind(job.job_id);
@@ -196,8 +198,8 @@ absl::Status SqliteJobStore::InsertLayer(const JobRecord& job, size_t position) 
       "INSERT INTO layers (tenant, job_id, position, layer_id, rows, cols, dtype, fusion_group,"
       " statistic_id, recipe, has_own_recipe, state, error, device_seconds, upload_committed,"
       " upload_staging, weight_name, weight_size, weight_sha256, second_moment_hat_id,"
-      " cross_moment_id, residual_moment_id)"
-      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+      " cross_moment_id, residual_moment_id, weight_of)"
+      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
   if (!query.ok()) return query.status();
   query->Bind(job.tenant).Bind(job.job_id).Bind(static_cast<int64_t>(position));
   sqlite::BindLayer(*query, job.layers[position], job.recipe);
@@ -207,6 +209,19 @@ absl::Status SqliteJobStore::InsertLayer(const JobRecord& job, size_t position) 
         absl::StrCat(JobName(job.tenant, job.job_id), "/layers/", job.layers[position].layer_id));
   }
   return status;
+}
+
+absl::Status SqliteJobStore::CheckSources(const JobRecord& job) {
+  for (const LayerRecord& layer : job.layers) {
+    if (layer.weight_of.empty()) continue;
+    const auto users =
+        Count("SELECT EXISTS (SELECT 1 FROM layers WHERE weight_name = ?)", {layer.weight.name});
+    if (!users.ok()) return users.status();
+    if (*users > 0) continue;
+    return absl::FailedPreconditionError(absl::StrCat("the weight of ", layer.weight_of,
+                                                      " is gone: its job has been deleted"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SqliteJobStore::InsertJob(const JobRecord& job, int max_jobs) {
@@ -246,6 +261,7 @@ absl::Status SqliteJobStore::InsertJob(const JobRecord& job, int max_jobs) {
     }
     if (!status.ok()) return status;
   }
+  if (auto s = CheckSources(job); !s.ok()) return s;
   for (size_t i = 0; i < job.layers.size(); ++i) {
     if (auto s = InsertLayer(job, i); !s.ok()) return s;
   }
@@ -354,8 +370,8 @@ absl::Status SqliteJobStore::WriteLayer(const JobRecord& job, size_t position) {
       "UPDATE layers SET layer_id = ?, rows = ?, cols = ?, dtype = ?, fusion_group = ?,"
       " statistic_id = ?, recipe = ?, has_own_recipe = ?, state = ?, error = ?, device_seconds = ?,"
       " upload_committed = ?, upload_staging = ?, weight_name = ?, weight_size = ?,"
-      " weight_sha256 = ?, second_moment_hat_id = ?, cross_moment_id = ?, residual_moment_id = ?"
-      " WHERE tenant = ? AND job_id = ? AND position = ?");
+      " weight_sha256 = ?, second_moment_hat_id = ?, cross_moment_id = ?, residual_moment_id = ?,"
+      " weight_of = ? WHERE tenant = ? AND job_id = ? AND position = ?");
   if (!query.ok()) return query.status();
   sqlite::BindLayer(*query, job.layers[position], job.recipe);
   return query->Bind(job.tenant).Bind(job.job_id).Bind(static_cast<int64_t>(position)).Run();

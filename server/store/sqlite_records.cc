@@ -149,7 +149,8 @@ void BindLayer(Query& query, const LayerRecord& layer, const compute::Recipe& jo
   BindBlobRef(query, layer.weight);
   query.BindOrNull(layer.second_moment_hat_id)
       .BindOrNull(layer.cross_moment_id)
-      .BindOrNull(layer.residual_moment_id);
+      .BindOrNull(layer.residual_moment_id)
+      .BindOrNull(layer.weight_of);
 }
 
 absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe& job_recipe,
@@ -182,6 +183,7 @@ absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe&
   layer.second_moment_hat_id = query.Text(16);
   layer.cross_moment_id = query.Text(17);
   layer.residual_moment_id = query.Text(18);
+  layer.weight_of = query.Text(19);
   return layer;
 }
 

@@ -43,7 +43,7 @@ void BindOptionalTime(Query& query, const std::optional<absl::Time>& time);
 
 // layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe, state, error,
 // device_seconds, upload_committed, upload_staging, weight_name, weight_size, weight_sha256,
-// second_moment_hat_id, cross_moment_id, residual_moment_id
+// second_moment_hat_id, cross_moment_id, residual_moment_id, weight_of
 void BindLayer(Query& query, const LayerRecord& layer, const compute::Recipe& job_recipe);
 absl::StatusOr<LayerRecord> ReadLayer(const Query& query, const compute::Recipe& job_recipe,
                                       RecipeReader& recipes);

@@ -115,13 +115,14 @@ CREATE INDEX streams_by_snapshot ON statistic_streams (snapshot_name)
   WHERE snapshot_name IS NOT NULL;
 )sql";
 
-// Version 2: kinds of statistics, and the further ones that a layer reads.
+// Version 2: kinds of statistics, the further ones that a layer reads, and whose weight it takes.
 constexpr char kToVersion2[] = R"sql(
 ALTER TABLE statistics ADD COLUMN kind TEXT NOT NULL DEFAULT 'second_moment';
 ALTER TABLE statistics ADD COLUMN paired_cols INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE layers ADD COLUMN second_moment_hat_id TEXT;
 ALTER TABLE layers ADD COLUMN cross_moment_id TEXT;
 ALTER TABLE layers ADD COLUMN residual_moment_id TEXT;
+ALTER TABLE layers ADD COLUMN weight_of TEXT;
 CREATE INDEX layers_by_second_moment_hat ON layers (tenant, second_moment_hat_id)
   WHERE second_moment_hat_id IS NOT NULL;
 CREATE INDEX layers_by_cross_moment ON layers (tenant, cross_moment_id)

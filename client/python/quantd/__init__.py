@@ -37,6 +37,7 @@ from quantd.errors import (
     Unavailable,
     Unimplemented,
 )
+from quantd.plan import Plan, PlannedLayer
 from quantd.quantized_layer import QuantizedLayer, load
 from quantd.recipe import Gptq, Recipe
 from quantd.resources import (
@@ -77,6 +78,8 @@ __all__ = [
     "NotFound",
     "OutOfRange",
     "PermissionDenied",
+    "Plan",
+    "PlannedLayer",
     "QuantizedLayer",
     "Recipe",
     "ResourceExhausted",

@@ -25,9 +25,10 @@ from quantd.errors import (
     Unavailable,
     from_rpc_error,
 )
+from quantd.plan import Plan, default_rates, measuring_layers, planned_layers
 from quantd.progress import ProgressBar
 from quantd.quantized_layer import QuantizedLayer
-from quantd.recipe import Recipe
+from quantd.recipe import Format, Method, Recipe, Transform
 from quantd.resources import (
     ENDED,
     Job,
@@ -254,6 +255,89 @@ class Client:
                 if not is_transient(error):
                     raise error from None
                 backoff.wait(error)
+
+    # Plans.
+
+    def plan(
+        self,
+        job: str | Job,
+        bits_per_weight: float,
+        *,
+        method: Method | None = None,
+        rates: Sequence[float] = (),
+        formats: Sequence[Format] = (),
+        transform: Transform | None = None,
+        keep: bool = False,
+        progress: bool | None = None,
+    ) -> Plan:
+        """Spreads a budget of bits over the weights of a job so that their error is least.
+
+        Measures candidates for every weight in a job of their own, which takes the weights that
+        `job` has; nothing is uploaded again. `create_job_from_plan` then does what the plan says.
+
+        Args:
+            job: name, id or Job whose weights are complete.
+            bits_per_weight: mean over all parameters, everything stored included.
+            method: watersic: any rate for each layer; higgs; or, with `formats`, the method to
+                use them with in place of the layers' own.
+            rates: to measure with watersic or higgs; default: around the budget.
+            formats: number formats to choose from, with the transforms of the layers' recipes.
+            transform: with `formats`: in place of the layers' own.
+            keep: keep the job that measured the candidates (`plan_job` can use it again).
+            progress: a bar; default: as the client.
+
+        Raises:
+            InvalidArgument: options that do not fit each other or a layer.
+            OutOfRange: a budget that the candidates do not reach; the message names the range.
+            FailedPrecondition: weights that are not complete; no candidate that works.
+
+        """
+        source = self.get_job(job)
+        layers = measuring_layers(
+            source,
+            method=method,
+            rates=rates or default_rates(method, bits_per_weight),
+            formats=formats,
+            transform=transform,
+        )
+        assert source.recipe is not None
+        measuring = self.create_job(
+            source.recipe, layers, display_name=f"candidates for {source.name}"[:200]
+        )
+        try:
+            self.wait(measuring, check=False, progress=progress)
+            return self.plan_job(measuring, bits_per_weight)
+        finally:
+            if not keep:
+                self.delete_job(measuring)
+
+    def plan_job(self, job: str | Job, bits_per_weight: float) -> Plan:
+        """The plan from a job that has measured candidates: layers that share a weight.
+
+        Raises:
+            FailedPrecondition: a candidate has not ended, or a weight has none that succeeded.
+            OutOfRange: a budget that the candidates do not reach; the message names the range.
+
+        """
+        name = self._job_name(job)
+        request = jobs_pb2.PlanJobRequest(name=name, bits_per_weight=bits_per_weight)
+        return Plan.from_proto(self._transport.call(self._jobs.PlanJob, request), name)
+
+    def create_job_from_plan(
+        self, plan: Plan, *, job_id: str = "", display_name: str = "", request_id: str | None = None
+    ) -> Job:
+        """Creates the job that a plan describes, on the weights that are uploaded already."""
+        names = dict.fromkeys(layer.layer.split("/layers/")[0] for layer in plan.layers)
+        sources = [self.get_job(name) for name in names]
+        layers = planned_layers(plan, sources)
+        assert layers[0].recipe is not None
+        return self.create_job(
+            layers[0].recipe,
+            layers,
+            job_id=job_id,
+            display_name=display_name or f"planned from {sources[0].name}"[:200],
+            request_id=request_id,
+        )
 
     # Weights.
 
@@ -572,6 +656,7 @@ class Client:
                 second_moment_hat=self._statistic_name(layer.second_moment_hat),
                 cross_moment=self._statistic_name(layer.cross_moment),
                 residual_moment=self._statistic_name(layer.residual_moment),
+                weight_of=layer.weight_of,
             )
             if layer.recipe is not None:
                 message.recipe.CopyFrom(layer.recipe.to_proto())

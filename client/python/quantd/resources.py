@@ -63,6 +63,7 @@ class LayerSpec:
     residual_moment: name of a residual moment, for watersic.
     fusion_group: layers with the same group share input, statistic, transform and global scale.
     recipe: where it differs from the job's.
+    weight_of: full name of a layer whose weight this one takes; nothing is uploaded for it then.
     """
 
     layer_id: str
@@ -75,6 +76,7 @@ class LayerSpec:
     second_moment_hat: str = ""
     cross_moment: str = ""
     residual_moment: str = ""
+    weight_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Layer:
     second_moment_hat: str = ""
     cross_moment: str = ""
     residual_moment: str = ""
+    weight_of: str = ""
 
     @classmethod
     def from_proto(cls, layer: jobs_pb2.Layer) -> Layer:
@@ -119,6 +122,7 @@ class Layer:
             second_moment_hat=layer.second_moment_hat,
             cross_moment=layer.cross_moment,
             residual_moment=layer.residual_moment,
+            weight_of=layer.weight_of,
         )
 
 
