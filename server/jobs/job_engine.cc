@@ -147,7 +147,11 @@ absl::StatusOr<JobRecord> JobEngine::Create(JobRecord job) {
   if (absl::Status s = jobs_.InsertJob(job, options_.max_jobs_per_tenant); !s.ok()) return s;
   const JobKey key{job.tenant, job.job_id};
   live_[key];
-  RefreshLocked(key);  // layers that took their weight from another one wait for nothing
+  // Layers that have taken their weight from another one may be ready at once.
+  const bool has_weights = std::any_of(job.layers.begin(), job.layers.end(), [](const auto& layer) {
+    return !layer.weight.name.empty();
+  });
+  if (has_weights) RefreshLocked(key);
   return jobs_.GetJob(job.tenant, job.job_id);
 }
 

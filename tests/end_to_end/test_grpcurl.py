@@ -27,7 +27,7 @@ def test_lists_the_services(server: Server, grpcurl: Tool) -> None:
     [
         (
             "Jobs",
-            ["CancelJob", "CreateJob", "DeleteJob", "GetJob", "ListJobs", "WatchJob"],
+            ["CancelJob", "CreateJob", "DeleteJob", "GetJob", "ListJobs", "PlanJob", "WatchJob"],
         ),
         ("Weights", ["GetUploadStatus", "UploadWeights"]),
         (
