@@ -148,7 +148,7 @@ def test_planning_needs_finished_candidates(server: Server) -> None:
         )
 
 
-def model(server: Server, name: str) -> jobs_pb2.Job:
+def model(server: Server, name: str, scale: int = 1) -> jobs_pb2.Job:
     """Layers that are not equally hard: of other sizes and on other inputs; q and k are fused."""
     inputs = {
         "plain": gaussian(300, COLS, 42),
@@ -160,7 +160,7 @@ def model(server: Server, name: str) -> jobs_pb2.Job:
     specs = [("q", 32, "outliers", "qk"), ("k", 16, "outliers", "qk")]
     specs += [("up", 96, "plain", ""), ("down", 48, "outliers", ""), ("out", 32, "plain", "")]
     layers = [
-        layer(each, rows, COLS, statistic=statistics[kind], fusion_group=group)
+        layer(each, scale * rows, COLS, statistic=statistics[kind], fusion_group=group)
         for each, rows, kind, group in specs
     ]
     job = create_job(server.api, layers)
@@ -198,6 +198,31 @@ def test_plan_and_commit_from_python(server: Server, client: quantd.Client, uniq
     ):
         measured = sum(s * report[figure] for s, report in zip(share, reports, strict=True))
         assert measured == pytest.approx(predicted, rel=1e-9), figure
+
+
+def test_rates_between_those_measured(server: Server, client: quantd.Client, unique: str) -> None:
+    """WaterSIC takes any rate, at one slope; what comes of it is close to the prediction."""
+    source = model(server, unique, scale=4)
+    plan = client.plan(source.name, 3.3, method="watersic", rates=(2, 3, 4, 5, 6))
+    assert plan.bits_per_weight == pytest.approx(3.3, abs=1e-6)
+    assert plan.error == pytest.approx(plan.error_bound, rel=1e-6)
+    assert plan.gain is not None
+    assert plan.gain > 1.05
+    rates = [each.recipe.rate_bits for each in plan.layers]
+    assert rates[0] == rates[1], "q and k share a recipe"
+    assert len({round(rate, 3) for rate in rates if rate is not None}) == 4
+
+    job = client.wait(client.create_job_from_plan(plan), timeout_s=60)
+    share = [each.parameters / plan.parameters for each in plan.layers]
+    reports = [client.get_report(job, each.layer_id) for each in plan.layers]
+    bits, error = (
+        sum(s * report[figure] for s, report in zip(share, reports, strict=True))
+        for figure in ("bits_per_weight", "relative_output_error_weight_only")
+    )
+    assert bits == pytest.approx(3.3, abs=0.02)
+    assert error == pytest.approx(plan.error, rel=0.1)
+    assert plan.uniform_error is not None
+    assert error < plan.uniform_error
 
 
 def test_a_kept_measuring_job_plans_any_budget(
