@@ -218,8 +218,8 @@ absl::Status SqliteJobStore::CheckSources(const JobRecord& job) {
         Count("SELECT EXISTS (SELECT 1 FROM layers WHERE weight_name = ?)", {layer.weight.name});
     if (!users.ok()) return users.status();
     if (*users > 0) continue;
-    return absl::FailedPreconditionError(absl::StrCat("the weight of ", layer.weight_of,
-                                                      " is gone: its job has been deleted"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("the weight of ", layer.weight_of, " is gone: its job has been deleted"));
   }
   return absl::OkStatus();
 }
