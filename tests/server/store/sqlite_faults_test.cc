@@ -132,6 +132,7 @@ TEST_F(SqliteFaultsTest, AnOlderVersionIsBroughtUpToDate) {
       "DROP INDEX layers_by_residual_moment;"
       "ALTER TABLE layers DROP COLUMN second_moment_hat_id;"
       "ALTER TABLE layers DROP COLUMN cross_moment_id;"
+      "ALTER TABLE layers DROP COLUMN weight_of;"
       "ALTER TABLE layers DROP COLUMN residual_moment_id;"
       "ALTER TABLE statistics DROP COLUMN kind; ALTER TABLE statistics DROP COLUMN paired_cols;"
       "PRAGMA user_version = 1");
