@@ -212,33 +212,49 @@ def calibrate(client: quantd.Client, encoder: Encoder, layers: Sequence[LinearLa
 
 
 def submit(client: quantd.Client, layers: Sequence[LinearLayer]) -> dict[Setting, quantd.Job]:
-    """One job a setting. Layers start as soon as their weights are complete."""
+    """One job a setting. Layers start as soon as their weights are complete: those of the first job
+    are uploaded, the others take them from it."""
     begin = time.monotonic()
-    specs = [
+    jobs: dict[Setting, quantd.Job] = {}
+    settings = FOUR_BIT + WEIGHT_ONLY
+    total = sum(layer.weight.nbytes for layer in layers)
+    first: quantd.Job | None = None
+    for setting in settings:
+        job = client.create_job(
+            setting.recipe, layer_specs(layers, setting, first), display_name=setting.name
+        )
+        jobs[setting] = job
+        if first is None:
+            with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, leave=False) as bar:
+                for layer in layers:
+                    client.upload_weights(job, layer.name, layer.weight)
+                    bar.update(layer.weight.nbytes)
+            first = job
+    print(
+        f"Uploaded {len(layers)} layers, {total / 1e6:.0f} MB, for {len(jobs)} jobs:"
+        f" {time.monotonic() - begin:.1f} s"
+    )
+    return jobs
+
+
+def layer_specs(
+    layers: Sequence[LinearLayer], setting: Setting, source: quantd.Job | None
+) -> list[quantd.LayerSpec]:
+    """The layers of a job. Query, key and value share a transform and a global scale where there
+    are such; weights alone are compared layer by layer at equal bits, so each stands for itself."""
+    return [
         quantd.LayerSpec(
             layer_id=layer.name,
             rows=layer.weight.shape[0],
             cols=layer.weight.shape[1],
             statistic=statistic_of(layer),
-            fusion_group=layer.input_name if "attention.self" in layer.name else "",
+            fusion_group=layer.input_name
+            if setting.bits is None and "attention.self" in layer.name
+            else "",
+            weight_of=f"{source.name}/layers/{layer.name}" if source is not None else "",
         )
         for layer in layers
     ]
-    jobs: dict[Setting, quantd.Job] = {}
-    settings = FOUR_BIT + WEIGHT_ONLY
-    total = len(settings) * sum(layer.weight.nbytes for layer in layers)
-    with tqdm(total=total, desc="uploading", unit="B", unit_scale=True, leave=False) as bar:
-        for setting in settings:
-            job = client.create_job(setting.recipe, specs, display_name=setting.name)
-            for layer in layers:
-                client.upload_weights(job, layer.name, layer.weight)
-                bar.update(layer.weight.nbytes)
-            jobs[setting] = job
-    print(
-        f"Uploaded {len(jobs)} jobs of {len(layers)} layers, {total / 1e6:.0f} MB:"
-        f" {time.monotonic() - begin:.1f} s"
-    )
-    return jobs
 
 
 def judge(

@@ -66,10 +66,10 @@ absl::Status ResolveScaleRule(Recipe& r) {
       r.scale_rule = ScaleRule::kMse;
     } else {
       r.scale_rule = IsInt(r.format) ? ScaleRule::kAbsmax : ScaleRule::kAmax;
-      // With few codes, spending them on the largest magnitude is far from optimal.
-      if (r.format == Format::kInt2 || r.format == Format::kInt3) {
-        r.scale_rule = ScaleRule::kGaussianMse;
-      }
+      // With few codes, spending them on the largest magnitude is far from optimal; with eight, a
+      // clipped outlier costs more than what is gained.
+      if (r.format == Format::kInt2) r.scale_rule = ScaleRule::kGaussianMse;
+      if (r.format == Format::kInt3) r.scale_rule = ScaleRule::kCompressedTensors;
     }
     return absl::OkStatus();
   }

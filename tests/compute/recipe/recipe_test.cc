@@ -42,6 +42,9 @@ TEST(ResolveRecipeTest, GroupSizesOfTheFormats) {
   EXPECT_EQ(ResolveRecipe({.format = Format::kNvfp4})->group_size, 16);
   EXPECT_EQ(ResolveRecipe({.format = Format::kNvfp4})->transform_block_size, 16);
   EXPECT_EQ(ResolveRecipe({.format = Format::kInt4})->group_size, 32);
+  EXPECT_EQ(ResolveRecipe({.format = Format::kInt2})->scale_rule, ScaleRule::kGaussianMse);
+  EXPECT_EQ(ResolveRecipe({.format = Format::kInt3})->scale_rule, ScaleRule::kCompressedTensors);
+  EXPECT_EQ(ResolveRecipe({.format = Format::kInt4})->scale_rule, ScaleRule::kAbsmax);
   EXPECT_EQ(ResolveRecipe({.format = Format::kInt8, .group_size = 128})->transform_block_size, 128);
   EXPECT_EQ(ResolveRecipe({.format = Format::kFp8})->granularity, Granularity::kRow);
   EXPECT_EQ(ResolveRecipe({.format = Format::kFp8})->transform_block_size, 32);
