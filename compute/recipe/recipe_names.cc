@@ -30,17 +30,22 @@ absl::StatusOr<Enum> Parse(absl::string_view field, const std::array<absl::strin
       absl::StrCat(field, ": expected one of ", known, "; got '", name.substr(0, 64), "'"));
 }
 
+// A newer peer may send what this build does not know.
+template <typename Enum, size_t N>
+absl::string_view Name(const std::array<absl::string_view, N>& names, Enum value) {
+  const auto index = static_cast<size_t>(value);
+  return index < N ? names[index] : "unknown";
+}
+
 }  // namespace
 
-absl::string_view NameOf(Format format) { return kFormats[static_cast<size_t>(format)]; }
-absl::string_view NameOf(TransformKind kind) { return kTransforms[static_cast<size_t>(kind)]; }
-absl::string_view NameOf(Method method) { return kMethods[static_cast<size_t>(method)]; }
-absl::string_view NameOf(Solver solver) { return kSolvers[static_cast<size_t>(solver)]; }
-absl::string_view NameOf(ScaleRule rule) { return kScaleRules[static_cast<size_t>(rule)]; }
-absl::string_view NameOf(Granularity granularity) {
-  return kGranularities[static_cast<size_t>(granularity)];
-}
-absl::string_view NameOf(BlockOrder order) { return kBlockOrders[static_cast<size_t>(order)]; }
+absl::string_view NameOf(Format format) { return Name(kFormats, format); }
+absl::string_view NameOf(TransformKind kind) { return Name(kTransforms, kind); }
+absl::string_view NameOf(Method method) { return Name(kMethods, method); }
+absl::string_view NameOf(Solver solver) { return Name(kSolvers, solver); }
+absl::string_view NameOf(ScaleRule rule) { return Name(kScaleRules, rule); }
+absl::string_view NameOf(Granularity granularity) { return Name(kGranularities, granularity); }
+absl::string_view NameOf(BlockOrder order) { return Name(kBlockOrders, order); }
 
 absl::StatusOr<Format> ParseFormat(absl::string_view name) {
   return Parse<Format>("format", kFormats, name);

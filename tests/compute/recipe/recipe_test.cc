@@ -191,6 +191,11 @@ TEST(RecipeJsonTest, RefusesWhatIsNotARecipe) {
   }
 }
 
+TEST(RecipeNamesTest, WhatIsNotKnownHasANameToo) {
+  EXPECT_EQ(NameOf(static_cast<Method>(99)), "unknown");
+  EXPECT_EQ(NameOf(static_cast<Format>(-1)), "unknown");
+}
+
 TEST(RecipeNamesTest, ParseBack) {
   for (const Format format : kFormats) EXPECT_EQ(ParseFormat(NameOf(format)).value(), format);
   for (const TransformKind kind : kTransforms)
