@@ -32,8 +32,8 @@ class LatticeWeight final : public EncodedWeight {
   // decode. INVALID_ARGUMENT where the parts do not fit each other or are not finite.
   static absl::StatusOr<std::shared_ptr<const LatticeWeight>> Create(Parts parts);
 
-  // Scales as a reader will decode them: float16 beside a power of two. INVALID_ARGUMENT where one is
-  // not finite.
+  // Scales as a reader will decode them: float16 beside a power of two. INVALID_ARGUMENT where one
+  // is not finite.
   static absl::StatusOr<std::vector<double>> AsStored(absl::Span<const double> scales);
   // Bits that Pack stores beside the codes of a layer: scales, the global, dead columns.
   static int64_t SideBits(int64_t rows, int64_t cols, int64_t dead);

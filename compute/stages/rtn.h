@@ -12,8 +12,8 @@ namespace quantd::compute {
 // the sample is least; without a sample it is kDampingWithoutSample.
 const QuantizationMethod& RtnMethod();
 
-// For other methods: the damping of the recipe, or one picked as Solve does, but by at most 128 rows
-// of the sample, which is a quarter of the work.
+// For other methods: the damping of the recipe, or one picked as Solve does, but by at most 128
+// rows of the sample, which is a quarter of the work.
 absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
                                             const LayerProblem& problem,
                                             absl::FunctionRef<void(absl::string_view)> stage);

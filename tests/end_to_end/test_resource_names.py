@@ -50,9 +50,7 @@ JOB_CALLS: dict[str, Call] = {
     "GetJob": lambda api, n: api.jobs.GetJob(jobs_pb2.GetJobRequest(name=n)),
     "CancelJob": lambda api, n: api.jobs.CancelJob(jobs_pb2.CancelJobRequest(name=n)),
     "DeleteJob": lambda api, n: api.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=n)),
-    "PlanJob": lambda api, n: api.jobs.PlanJob(
-        jobs_pb2.PlanJobRequest(name=n, bits_per_weight=4)
-    ),
+    "PlanJob": lambda api, n: api.jobs.PlanJob(jobs_pb2.PlanJobRequest(name=n, bits_per_weight=4)),
     "WatchJob": lambda api, n: _first(api.jobs.WatchJob(jobs_pb2.WatchJobRequest(name=n))),
     "ListArtifacts": lambda api, n: api.results.ListArtifacts(
         results_pb2.ListArtifactsRequest(parent=n)

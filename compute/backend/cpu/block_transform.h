@@ -14,7 +14,7 @@ namespace quantd::compute {
 
 struct BlockSolution {
   Eigen::MatrixXd tx = {};  // B x B
-  double trace = 0.0;  // tr(S)
+  double trace = 0.0;       // tr(S)
   double damping = 0.0;
   bool damped = false;  // more than asked
 };
