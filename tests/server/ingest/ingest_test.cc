@@ -1,13 +1,13 @@
 // Uploads and activation streams against the real stores in a temporary directory.
 
 #include <cstring>
+#include <future>
 #include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "compute/backend/registry.h"
 #include "compute/tensor/checksum.h"
 #include "gtest/gtest.h"
@@ -38,15 +38,15 @@ TEST(StrandTest, RunsTasksInOrderAndOneAtATime) {
 }
 
 TEST(StrandTest, MayBeDestroyedFromWithinItsTask) {
-  absl::Notification done;
+  std::promise<void> done;
   Executor executor(2);
   auto strand = std::make_shared<Strand>(executor);
   Strand* raw = strand.get();
   raw->Post([owner = std::move(strand), &done]() mutable {
     owner.reset();
-    done.Notify();
+    done.set_value();
   });
-  done.WaitForNotification();
+  done.get_future().wait();
 }
 
 absl::Span<const std::byte> AsBytes(const std::string& data) {
@@ -100,13 +100,9 @@ class IngestTest : public ::testing::Test {
 
   absl::Status Finish(const std::shared_ptr<ActivationStream>& stream,
                       const Statistics::Declaration& declaration) {
-    absl::Notification done;
-    absl::Status outcome;
-    stream->Finish([&](const absl::Status& status) {
-      outcome = status;
-      done.Notify();
-    });
-    done.WaitForNotification();
+    const auto done = std::make_shared<std::promise<absl::Status>>();
+    stream->Finish([done](const absl::Status& status) { done->set_value(status); });
+    const absl::Status outcome = done->get_future().get();
     statistics_->Close(declaration);
     return outcome;
   }
