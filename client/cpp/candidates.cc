@@ -98,7 +98,7 @@ Layer Ask(const Layer& told, Recipe recipe) {
     layer.cross_moment.clear();
   }
   if (!compute::ReadsResidual(recipe)) layer.residual_moment.clear();
-  layer.recipe = std::move(recipe);
+  layer.recipe = recipe;
   layer.weight_of = told.name;
   layer.name.clear();
   layer.state = LayerState::kUnspecified;
@@ -132,7 +132,7 @@ absl::StatusOr<JobSpec> MeasuringJob(const Job& source, const CandidateOptions& 
   for (const Layer& layer : source.layers) {
     for (Candidate& candidate :
          CandidatesFor(layer.recipe.value_or(source.recipe), options, rates)) {
-      Layer measured = Ask(layer, std::move(candidate.recipe));
+      Layer measured = Ask(layer, candidate.recipe);
       absl::StrAppend(&measured.layer_id, ".", candidate.label);
       if (!measured.fusion_group.empty()) {
         absl::StrAppend(&measured.fusion_group, ".", candidate.label);
