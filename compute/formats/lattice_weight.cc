@@ -77,10 +77,10 @@ absl::Status CheckScales(absl::string_view what, absl::Span<const uint16_t> scal
 }
 
 template <typename T>
-absl::StatusOr<Tensor> TensorOf(DType dtype, std::vector<int64_t> shape, absl::Span<const T> from) {
+absl::StatusOr<Tensor> TensorOf(DType dtype, const std::vector<int64_t>& shape,
+                                absl::Span<const T> from) {
   return Tensor::FromBytes(
-      dtype, std::move(shape),
-      {reinterpret_cast<const std::byte*>(from.data()), from.size() * sizeof(T)});
+      dtype, shape, {reinterpret_cast<const std::byte*>(from.data()), from.size() * sizeof(T)});
 }
 
 absl::StatusOr<Tensor> IndexTensor(absl::Span<const int64_t> indices, int64_t cols) {
@@ -124,7 +124,7 @@ struct Packed {
 absl::StatusOr<Packed> FindAll(absl::Span<const NamedTensor> tensors, int64_t rows, int64_t cols) {
   Packed packed;
   absl::Status status;
-  const auto find = [&](absl::string_view name, DType dtype, std::vector<int64_t> shape) {
+  const auto find = [&](absl::string_view name, DType dtype, const std::vector<int64_t>& shape) {
     const absl::StatusOr<const Tensor*> found = FindTensor(tensors, name, dtype, shape);
     status.Update(found.status());
     return found.ok() ? *found : nullptr;

@@ -33,6 +33,6 @@ struct CalibrationOnDevice {
 };
 absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& stream,
                                                       const Recipe& resolved,
-                                                      const Calibration& calibration);
+                                                      const Calibration& given);
 
 }  // namespace quantd::compute
