@@ -26,7 +26,7 @@ absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view te
 v1::Job ToProto(const JobView& view);
 v1::Job ToProto(const JobRecord& job);
 
-v1::Statistic ToProto(const StatisticRecord& statistic);
+v1::Statistic ToProto(const StatisticRecord& record);
 // What a header says about its statistic. UNIMPLEMENTED for a kind that is not known here.
 absl::StatusOr<compute::MomentSpec> FromProto(const v1::ActivationHeader& header);
 absl::StatusOr<compute::MomentSpec> FromProto(const v1::StatisticHeader& header);
@@ -51,6 +51,6 @@ inline constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
 // Bytes of a chunk's data that surely fit a message.
 inline constexpr int64_t kMaxChunkBytes = kMaxMessageBytes - (int64_t{64} << 10);
 // INVALID_ARGUMENT for a chunk whose data takes more than kMaxChunkBytes.
-absl::Status CheckChunkSize(int64_t bytes);
+absl::Status CheckChunkSize(int64_t size);
 
 }  // namespace quantd::server
