@@ -97,6 +97,8 @@ class FakeServer(
             if job.name == "drop":
                 context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             yield jobs_pb2.WatchJobResponse(job=job)
+            if job.state in (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED):
+                return  # as the server does; what tests add from here on is for the next call
 
     def StreamActivations(
         self, requests: Iterator[calibration_pb2.StreamActivationsRequest], context: Context
