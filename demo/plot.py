@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -90,16 +91,12 @@ def draw(
 
     noun = "layer" if len(layers) == 1 else "layers"
     sentences = len(next(iter(similarities.values())))
-    figure.suptitle(
+    _save(
+        figure,
+        path,
         f"all-MiniLM-L6-v2, {len(layers)} linear {noun} with 4-bit weights and activations,"
         f" {sentences} held-out sentences",
-        fontsize=15,
-        fontweight="bold",
-        x=0.012,
-        ha="left",
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 @dataclass(frozen=True)
@@ -166,13 +163,11 @@ def draw_rate_distortion(path: Path, curves: Mapping[str, Sequence[Point]]) -> N
     sentences.yaxis.set_major_locator(FixedLocator([1 - tick for tick in SIMILARITY_TICKS]))
     sentences.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.5g}"))
     sentences.set_ylabel("embeddings' cosine similarity with fp32 (median; down is better)")
-    figure.suptitle(
-        "all-MiniLM-L6-v2, weights alone quantized",
-        fontsize=15,
-        fontweight="bold",
-        x=0.012,
-        ha="left",
-    )
+    _save(figure, path, "all-MiniLM-L6-v2, weights alone quantized")
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
+    figure.suptitle(title, fontsize=15, fontweight="bold", x=0.012, ha="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

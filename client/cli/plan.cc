@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/interrupt.h"
+#include "client/cli/output_folder.h"
 #include "client/cli/plan_text.h"
 #include "client/cli/watch_display.h"
 
@@ -22,14 +23,6 @@ absl::Status WriteFile(const std::filesystem::path& path, const std::string& tex
   file << text << std::flush;
   if (file) return absl::OkStatus();
   return absl::UnknownError(absl::StrCat("cannot write ", path.string()));
-}
-
-absl::Status CreateFolder(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (!error) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--out ", path, ": expected a folder that can be made: ", error.message()));
 }
 
 // The figure that the plan is about, as a finished layer's report has it.
@@ -158,7 +151,7 @@ void PrintPlan(const PlanRun& run, const nlohmann::json& json, const Output& out
 absl::Status Plan(const client::ConnectOptions& server, const PlanOptions& options,
                   const Output& output) {
   if (options.commit) {
-    if (absl::Status s = CreateFolder(options.out); !s.ok()) return s;
+    if (absl::Status s = CreateOutputFolder(options.out); !s.ok()) return s;
   }
   auto client = Client::Connect(server);
   if (!client.ok()) return client.status();

@@ -16,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/input_tensor.h"
 #include "client/cli/interrupt.h"
+#include "client/cli/output_folder.h"
 #include "client/cli/report_text.h"
 #include "client/cli/watch_display.h"
 #include "compute/tensor/tensor.h"
@@ -391,14 +392,6 @@ absl::Status PrintResult(const QuantizeOptions& options, const Output& output,
   return absl::OkStatus();
 }
 
-absl::Status CreateFolder(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (!error) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--out ", path, ": expected a folder that can be made: ", error.message()));
-}
-
 }  // namespace
 
 absl::Status Quantize(const client::ConnectOptions& server, const QuantizeOptions& options,
@@ -414,7 +407,7 @@ absl::Status Quantize(const client::ConnectOptions& server, const QuantizeOption
   for (const InputTensor* tensor : tensors) {
     if (!tensor->remark.empty()) Note(output, tensor->remark);
   }
-  if (absl::Status status = CreateFolder(options.out); !status.ok()) return status;
+  if (absl::Status status = CreateOutputFolder(options.out); !status.ok()) return status;
 
   auto client = Client::Connect(server);
   if (!client.ok()) return client.status();
