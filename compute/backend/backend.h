@@ -145,7 +145,10 @@ struct TransformSolution {
 
 // A weight with its transform applied and quantized, and the values that the codes decode to.
 struct QuantizedWeight {
-  EncodedMatrix encoded;  // host
+  // As they are stored: see EncodedMatrix.
+  DeviceTensor codes;
+  DeviceTensor scales;
+  std::optional<float> global_scale;
   // R x C, F64: decoded codes times Tx, i.e. the matrix that the original inputs see.
   DeviceTensor dequantized;
   // R x C, F64: decoded codes, the matrix that the transformed inputs see.
@@ -332,5 +335,9 @@ class Backend {
                                                         const DeviceTensor& moment_hat,
                                                         const DeviceTensor& cross) = 0;
 };
+
+// The stored form of a quantized weight on the host.
+absl::StatusOr<EncodedMatrix> DownloadEncoded(Backend& backend, Stream& stream,
+                                              const QuantizedWeight& quantized);
 
 }  // namespace quantd::compute

@@ -66,7 +66,9 @@ class Gptq final : public QuantizationMethod {
     solution.outcome = solution.retries > 0 ? Outcome::kDamped : Outcome::kExact;
     solution.damping = solved->damping;
     solution.transform = std::move(solved->transform);
-    SetQuantized(*format, std::move(solved->quantized), solution);
+    absl::Status status =
+        SetQuantized(backend, stream, *format, std::move(solved->quantized), solution);
+    if (!status.ok()) return status;
     return solution;
   }
 };

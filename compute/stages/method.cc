@@ -22,11 +22,14 @@ absl::string_view NameOf(Outcome outcome) {
   return "";
 }
 
-void SetQuantized(const NumberFormat& format, QuantizedWeight quantized, LayerSolution& solution) {
-  solution.encoded =
-      std::make_shared<const ScaledWeight>(format.grid(), std::move(quantized.encoded));
+absl::Status SetQuantized(Backend& backend, Stream& stream, const NumberFormat& format,
+                          QuantizedWeight quantized, LayerSolution& solution) {
+  absl::StatusOr<EncodedMatrix> encoded = DownloadEncoded(backend, stream, quantized);
+  if (!encoded.ok()) return encoded.status();
+  solution.encoded = std::make_shared<const ScaledWeight>(format.grid(), *std::move(encoded));
   solution.dequantized = std::move(quantized.dequantized);
   solution.decoded = std::move(quantized.decoded);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<const QuantizationMethod*> FindMethod(Method method) {

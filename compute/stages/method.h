@@ -52,8 +52,9 @@ struct LayerSolution {
   std::vector<double> entropy_bits;
 };
 
-// The parts of a solution that an op over a number format returns.
-void SetQuantized(const NumberFormat& format, QuantizedWeight quantized, LayerSolution& solution);
+// The parts of a solution that an op over a number format returns; brings the codes to the host.
+absl::Status SetQuantized(Backend& backend, Stream& stream, const NumberFormat& format,
+                          QuantizedWeight quantized, LayerSolution& solution);
 
 // A way to choose codes: RTN here, GPTQ and WaterSIC beside it. Stateless and thread-safe.
 class QuantizationMethod {

@@ -17,10 +17,16 @@ bool IsDataAware(TransformKind kind) {
   return kind == TransformKind::kWus || kind == TransformKind::kWush;
 }
 
-absl::StatusOr<LayerSolution> SolveWith(Backend& backend, Stream& stream,
-                                        const LayerProblem& problem, const NumberFormat& format,
-                                        double damping,
-                                        absl::FunctionRef<void(absl::string_view)> stage) {
+// One layer rounded to nearest with one damping; its codes are still on the device.
+struct Attempt {
+  double damping = 0.0;
+  TransformSolution transform;
+  QuantizedWeight quantized;
+};
+
+absl::StatusOr<Attempt> SolveWith(Backend& backend, Stream& stream, const LayerProblem& problem,
+                                  const NumberFormat& format, double damping,
+                                  absl::FunctionRef<void(absl::string_view)> stage) {
   const Recipe& recipe = problem.recipe;
   stage("transform");
   absl::StatusOr<TransformSolution> transform = backend.SolveTransforms(
@@ -37,14 +43,8 @@ absl::StatusOr<LayerSolution> SolveWith(Backend& backend, Stream& stream,
   absl::StatusOr<QuantizedWeight> quantized =
       backend.RoundToNearest(stream, format, transform->transform, problem.weight);
   if (!quantized.ok()) return quantized.status();
-
-  LayerSolution solution;
-  solution.damping = transform->damping_max;
-  solution.retries = transform->damped_blocks;
-  solution.outcome = transform->damped_blocks > 0 ? Outcome::kDamped : Outcome::kExact;
-  solution.transform = *std::move(transform);
-  SetQuantized(format, *std::move(quantized), solution);
-  return solution;
+  return Attempt{
+      .damping = damping, .transform = *std::move(transform), .quantized = *std::move(quantized)};
 }
 
 // Whether the recipe leaves the damping of its transform open, and there is something to judge by.
@@ -54,26 +54,21 @@ bool Searches(const LayerProblem& problem) {
          !recipe.damping.has_value() && !problem.sample.empty();
 }
 
-struct Damped {
-  double damping;
-  LayerSolution solution;
-};
-absl::StatusOr<Damped> SearchDamping(Backend& backend, Stream& stream, const LayerProblem& problem,
-                                     const NumberFormat& format,
-                                     absl::FunctionRef<void(absl::string_view)> stage) {
-  std::optional<Damped> best;
+absl::StatusOr<Attempt> SearchDamping(Backend& backend, Stream& stream, const LayerProblem& problem,
+                                      const NumberFormat& format,
+                                      absl::FunctionRef<void(absl::string_view)> stage) {
+  std::optional<Attempt> best;
   double least = 0.0;
   for (const double damping : kDampingCandidates) {
-    absl::StatusOr<LayerSolution> solution =
-        SolveWith(backend, stream, problem, format, damping, stage);
-    if (!solution.ok()) return solution.status();
+    absl::StatusOr<Attempt> attempt = SolveWith(backend, stream, problem, format, damping, stage);
+    if (!attempt.ok()) return attempt.status();
     absl::StatusOr<OutputError> error =
-        backend.MeasureOutputError(stream, format, solution->transform.transform, solution->decoded,
-                                   problem.sample, problem.outputs);
+        backend.MeasureOutputError(stream, format, attempt->transform.transform,
+                                   attempt->quantized.decoded, problem.sample, problem.outputs);
     if (!error.ok()) return error.status();
     if (!best.has_value() || error->error < least) {
       least = error->error;
-      best = Damped{damping, *std::move(solution)};
+      best = *std::move(attempt);
     }
   }
   return *std::move(best);
@@ -85,13 +80,21 @@ class Rtn final : public QuantizationMethod {
       Backend& backend, Stream& stream, const LayerProblem& problem,
       absl::FunctionRef<void(absl::string_view)> stage) const override {
     const auto format = NumberFormat::Create(problem.recipe, problem.weight.dim(1));
-    if (!Searches(problem)) {
-      return SolveWith(backend, stream, problem, *format,
-                       problem.recipe.damping.value_or(kDampingWithoutSample), stage);
-    }
-    absl::StatusOr<Damped> best = SearchDamping(backend, stream, problem, *format, stage);
+    absl::StatusOr<Attempt> best =
+        Searches(problem)
+            ? SearchDamping(backend, stream, problem, *format, stage)
+            : SolveWith(backend, stream, problem, *format,
+                        problem.recipe.damping.value_or(kDampingWithoutSample), stage);
     if (!best.ok()) return best.status();
-    return std::move(best->solution);
+    LayerSolution solution;
+    solution.transform = std::move(best->transform);
+    solution.damping = solution.transform.damping_max;
+    solution.retries = solution.transform.damped_blocks;
+    solution.outcome = solution.retries > 0 ? Outcome::kDamped : Outcome::kExact;
+    absl::Status status =
+        SetQuantized(backend, stream, *format, std::move(best->quantized), solution);
+    if (!status.ok()) return status;
+    return solution;
   }
 };
 
@@ -110,7 +113,7 @@ absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
   if (!outputs.ok()) return outputs.status();
   part.sample = *std::move(sample);
   part.outputs = *std::move(outputs);
-  absl::StatusOr<Damped> best = SearchDamping(backend, stream, part, *format, stage);
+  absl::StatusOr<Attempt> best = SearchDamping(backend, stream, part, *format, stage);
   if (!best.ok()) return best.status();
   return best->damping;
 }

@@ -86,7 +86,9 @@ absl::StatusOr<QuantizedWeight> CpuRoundToNearest(WorkerPool& pool, Stream& stre
   absl::StatusOr<DeviceTensor> dequantized = TransformBack(pool, stream, transform, values->tensor);
   if (!dequantized.ok()) return dequantized.status();
   if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
-  return QuantizedWeight{.encoded = *std::move(encoded),
+  return QuantizedWeight{.codes = Adopt(stream, std::move(encoded->codes)),
+                         .scales = Adopt(stream, std::move(encoded->scales)),
+                         .global_scale = encoded->global_scale,
                          .dequantized = *std::move(dequantized),
                          .decoded = std::move(values->tensor)};
 }

@@ -463,7 +463,9 @@ class GptqRun {
     const bool identity = transforms_->identity();
     solution.transform = std::move(*transforms_).Finish(stream_);
     solution.quantized = {
-        .encoded = *std::move(encoded),
+        .codes = Adopt(stream_, std::move(encoded->codes)),
+        .scales = Adopt(stream_, std::move(encoded->scales)),
+        .global_scale = encoded->global_scale,
         .dequantized = identity ? decoded_.tensor : std::move(dequantized_.tensor),
         .decoded = decoded_.tensor};
     return solution;

@@ -156,7 +156,9 @@ TEST_F(CpuBackendTest, RoundToNearestDecodesToItsCodes) {
       const QuantizedWeight quantized =
           backend_->RoundToNearest(*stream_, *format, solution.transform, weight).value();
       Matrix decoded(kRows * kCols);
-      ASSERT_TRUE(DecodeMatrix(*format, quantized.encoded, absl::MakeSpan(decoded)).ok());
+      ASSERT_TRUE(DecodeMatrix(*format, DownloadEncoded(*backend_, *stream_, quantized).value(),
+                               absl::MakeSpan(decoded))
+                      .ok());
       EXPECT_EQ(Values(quantized.decoded), decoded) << NameOf(kind);
       ExpectClose(Values(quantized.dequantized),
                   Apply(decoded, Values(solution.transform.tx), false), 1e-12);

@@ -53,6 +53,9 @@ class GptqOpTest : public testing::Test {
     const Tensor host = backend_->Download(*stream_, tensor).value();
     return Eigen::Map<const Matrix>(host.as<double>().data(), host.dim(0), host.dim(1));
   }
+  EncodedMatrix Encoded(const QuantizedWeight& quantized) {
+    return DownloadEncoded(*backend_, *stream_, quantized).value();
+  }
   GptqProblem Problem(const Matrix& weight, const Matrix& moment) {
     return {.weight = Upload(weight), .second_moment = Upload(moment)};
   }
@@ -155,7 +158,7 @@ TEST_F(GptqOpTest, EncodedMatrixDecodesToDecoded) {
       const GptqSolution solution = Solve(recipe, problem);
       Matrix decoded(w.rows(), w.cols());
       const absl::Status status =
-          DecodeMatrix(*NumberFormat::Create(recipe, w.cols()), solution.quantized.encoded,
+          DecodeMatrix(*NumberFormat::Create(recipe, w.cols()), Encoded(solution.quantized),
                        absl::MakeSpan(decoded.data(), decoded.size()));
       ASSERT_TRUE(status.ok()) << status;
       EXPECT_EQ(decoded, Download(solution.quantized.decoded))
@@ -178,13 +181,13 @@ TEST_F(GptqOpTest, DiagonalMomentIsRoundToNearest) {
         const QuantizedWeight rtn = RoundToNearest(recipe, problem, m);
         const std::string what = Describe(recipe, TransformKind::kIdentity, order);
         EXPECT_EQ(Download(solution.quantized.decoded), Download(rtn.decoded)) << what;
-        EXPECT_THAT(solution.quantized.encoded.scales.bytes(),
-                    testing::ElementsAreArray(rtn.encoded.scales.bytes()))
+        EXPECT_THAT(Encoded(solution.quantized).scales.bytes(),
+                    testing::ElementsAreArray(Encoded(rtn).scales.bytes()))
             << what;
-        EXPECT_EQ(solution.quantized.encoded.global_scale, rtn.encoded.global_scale) << what;
+        EXPECT_EQ(solution.quantized.global_scale, rtn.global_scale) << what;
         if (order == BlockOrder::kDescending) continue;  // writes zeros as -0
-        EXPECT_THAT(solution.quantized.encoded.codes.bytes(),
-                    testing::ElementsAreArray(rtn.encoded.codes.bytes()))
+        EXPECT_THAT(Encoded(solution.quantized).codes.bytes(),
+                    testing::ElementsAreArray(Encoded(rtn).codes.bytes()))
             << what;
       }
     }
@@ -265,7 +268,8 @@ TEST_F(GptqOpTest, ThreadsLeaveNoTrace) {
                                 .weight = backend->Upload(*stream, ToTensor(w)).value(),
                                 .second_moment = backend->Upload(*stream, ToTensor(m)).value()});
         ASSERT_TRUE(solved.ok()) << solved.status();
-        const auto bytes = solved->quantized.encoded.codes.bytes();
+        const Tensor packed = backend->Download(*stream, solved->quantized.codes).value();
+        const auto bytes = packed.bytes();
         codes.emplace_back(bytes.begin(), bytes.end());
         dequantized.push_back(Download(solved->quantized.dequantized));
       }
@@ -530,7 +534,7 @@ TEST_F(GptqGoldenTest, CodesGivenTheGoldenTransforms) {
         problem.block_size = transform.dim(1);
         const GptqSolution solution =
             Solve(*PublishedFormat(format, problem.weight.dim(1)), problem);
-        const EncodedMatrix& encoded = solution.quantized.encoded;
+        const EncodedMatrix encoded = Encoded(solution.quantized);
         EXPECT_GE(EqualShare(encoded.codes.bytes(), Golden(key + ".codes").bytes(), 4), 0.995)
             << key;
         EXPECT_GE(EqualShare(encoded.scales.bytes(), Golden(key + ".scales").bytes(), 8), 0.995)

@@ -1,0 +1,20 @@
+#include "compute/backend/backend.h"
+
+#include <utility>
+
+namespace quantd::compute {
+
+absl::StatusOr<EncodedMatrix> DownloadEncoded(Backend& backend, Stream& stream,
+                                              const QuantizedWeight& quantized) {
+  absl::StatusOr<Tensor> codes = backend.Download(stream, quantized.codes);
+  if (!codes.ok()) return codes.status();
+  absl::StatusOr<Tensor> scales = backend.Download(stream, quantized.scales);
+  if (!scales.ok()) return scales.status();
+  return EncodedMatrix{.rows = quantized.decoded.dim(0),
+                       .cols = quantized.decoded.dim(1),
+                       .codes = *std::move(codes),
+                       .scales = *std::move(scales),
+                       .global_scale = quantized.global_scale};
+}
+
+}  // namespace quantd::compute

@@ -1,0 +1,238 @@
+#include "compute/backend/cuda/cuda_backend.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compute/backend/cuda/cuda_status.h"
+#include "compute/backend/cuda/cuda_stream.h"
+#include "compute/backend/cuda/matrix.h"
+#include "compute/backend/cuda/moment_factor.h"
+#include "compute/backend/operands.h"
+
+namespace quantd::compute {
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(int device, const cudaDeviceProp& properties)
+      : device_(device),
+        description_(absl::StrCat(properties.name, ", compute capability ", properties.major, ".",
+                                  properties.minor)) {}
+
+  DeviceInfo Describe() const override {
+    DeviceInfo info = {.name = absl::StrCat("cuda:", device_), .description = description_};
+    size_t free = 0;
+    size_t total = 0;
+    if (cudaSetDevice(device_) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess) {
+      info.memory_bytes = static_cast<int64_t>(total);
+      info.used_bytes = static_cast<int64_t>(total - free);
+    }
+    return info;
+  }
+
+  absl::Status Supports(const Recipe& /*resolved*/) const override { return absl::OkStatus(); }
+
+  absl::StatusOr<std::unique_ptr<Stream>> NewStream(const CancelFlag* cancel) override {
+    return CudaStream::Create(device_, cancel);
+  }
+
+  absl::StatusOr<DeviceTensor> Upload(Stream& stream, const Tensor& tensor) override {
+    auto cuda = Enter(stream, operands::CheckUpload(tensor));
+    if (!cuda.ok()) return cuda.status();
+    return CudaUpload(**cuda, tensor);
+  }
+
+  absl::StatusOr<Tensor> Download(Stream& stream, const DeviceTensor& tensor) override {
+    auto cuda = Enter(stream, absl::OkStatus());
+    if (!cuda.ok()) return cuda.status();
+    return CudaDownload(**cuda, tensor);
+  }
+
+  absl::StatusOr<DeviceTensor> SliceRows(Stream& stream, const DeviceTensor& matrix, int64_t first,
+                                         int64_t rows) override {
+    auto cuda = Enter(stream, operands::CheckSliceRows(matrix, first, rows));
+    if (!cuda.ok()) return cuda.status();
+    return CudaSliceRows(**cuda, matrix, first, rows);
+  }
+
+  absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
+      const MomentSpec& /*spec*/, const SecondMoment* /*start*/) override {
+    return absl::UnimplementedError("accumulator");
+  }
+
+  absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,
+                                                    const TransformProblem& problem) override {
+    auto cuda = Enter(stream, operands::CheckTransformProblem(problem));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("transforms");
+  }
+
+  absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& /*format*/,
+                                                 const BlockTransform& transform,
+                                                 const DeviceTensor& weight) override {
+    auto cuda = Enter(stream, operands::CheckRoundToNearest(transform, weight));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("rtn");
+  }
+
+  absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& /*format*/,
+                                         const GptqProblem& problem) override {
+    auto cuda = Enter(stream, operands::CheckGptqProblem(problem));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("gptq");
+  }
+
+  absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
+                                                 const DeviceTensor& dequantized,
+                                                 const DeviceTensor& second_moment) override {
+    auto cuda = Enter(stream, operands::CheckWeightError(weight, dequantized, second_moment));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("weight error");
+  }
+
+  absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
+                                              const DeviceTensor& sample) override {
+    auto cuda = Enter(stream, operands::CheckOutputs(weight, sample));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("outputs");
+  }
+
+  absl::StatusOr<OutputError> MeasureOutputError(Stream& stream, const NumberFormat& /*format*/,
+                                                 const BlockTransform& transform,
+                                                 const DeviceTensor& decoded,
+                                                 const DeviceTensor& sample,
+                                                 const DeviceTensor& outputs) override {
+    auto cuda = Enter(stream, operands::CheckOutputError(transform, decoded, sample, outputs));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("output error");
+  }
+
+  absl::StatusOr<double> MeasureSpread(Stream& stream, const BlockTransform& transform,
+                                       const DeviceTensor& weight,
+                                       const DeviceTensor& block_moment) override {
+    auto cuda = Enter(stream, operands::CheckSpread(transform, weight, block_moment));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("spread");
+  }
+
+  absl::StatusOr<DeviceTensor> Submatrix(Stream& stream, const DeviceTensor& matrix,
+                                         absl::Span<const int64_t> rows,
+                                         absl::Span<const int64_t> columns) override {
+    auto cuda = Enter(stream, operands::CheckSubmatrix(matrix, rows, columns));
+    if (!cuda.ok()) return cuda.status();
+    return CudaSubmatrix(**cuda, matrix, rows, columns);
+  }
+
+  absl::StatusOr<std::vector<double>> Diagonal(Stream& stream,
+                                               const DeviceTensor& matrix) override {
+    auto cuda = Enter(stream, operands::CheckSquare(matrix));
+    if (!cuda.ok()) return cuda.status();
+    return CudaDiagonal(**cuda, matrix);
+  }
+
+  absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
+                                                     const DeviceTensor& matrix) override {
+    auto cuda = Enter(stream, operands::CheckMatrix(matrix));
+    if (!cuda.ok()) return cuda.status();
+    return CudaColumnEnergies(**cuda, matrix);
+  }
+
+  absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
+                                            double added) override {
+    auto cuda = Enter(stream, operands::CheckMoment(moment));
+    if (!cuda.ok()) return cuda.status();
+    return CudaFactorMoment(**cuda, moment, added);
+  }
+
+  absl::StatusOr<std::vector<double>> Eigenvalues(Stream& stream,
+                                                  const DeviceTensor& matrix) override {
+    auto cuda = Enter(stream, operands::CheckSquare(matrix));
+    if (!cuda.ok()) return cuda.status();
+    return CudaEigenvalues(**cuda, matrix);
+  }
+
+  absl::StatusOr<LatticeProblem> PrepareLattice(Stream& stream,
+                                                const LatticeInputs& inputs) override {
+    auto cuda = Enter(stream, operands::CheckLattice(inputs));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("lattice");
+  }
+
+  absl::StatusOr<LatticeCodes> CancelSuccessively(Stream& stream, const MomentFactor& factor,
+                                                  const DeviceTensor& target,
+                                                  double spacing) override {
+    auto cuda = Enter(stream, operands::CheckCancellation(factor, target, spacing));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("cancellation");
+  }
+
+  absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,
+                                                 const LatticeCodes& codes,
+                                                 const std::vector<double>& spacing) override {
+    auto cuda = Enter(stream, operands::CheckFitLatticeScales(problem, codes, spacing));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("lattice scales");
+  }
+
+  absl::StatusOr<std::vector<double>> FitRowScales(
+      Stream& stream, const LatticeProblem& problem, const DeviceTensor& codes,
+      const std::vector<double>& column_scale) override {
+    auto cuda = Enter(stream, operands::CheckLatticeCodes(problem, codes, column_scale));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("row scales");
+  }
+
+  absl::StatusOr<DeviceTensor> DecodeLattice(Stream& stream, const DeviceTensor& codes,
+                                             const std::vector<double>& row_scale,
+                                             const std::vector<double>& column_scale,
+                                             absl::Span<const int64_t> columns,
+                                             int64_t cols) override {
+    auto cuda =
+        Enter(stream, operands::CheckDecodeLattice(codes, row_scale, column_scale, columns, cols));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("decode lattice");
+  }
+
+  absl::StatusOr<OutputError> MeasureDriftError(Stream& stream, const DeviceTensor& weight,
+                                                const DeviceTensor& dequantized,
+                                                const DeviceTensor& moment,
+                                                const DeviceTensor& moment_hat,
+                                                const DeviceTensor& cross) override {
+    auto cuda =
+        Enter(stream, operands::CheckDriftError(weight, dequantized, moment, moment_hat, cross));
+    if (!cuda.ok()) return cuda.status();
+    return absl::UnimplementedError("drift error");
+  }
+
+ private:
+  // Every op begins here: operands fit, the layer is not cancelled, the device is this thread's.
+  static absl::StatusOr<CudaStream*> Enter(Stream& stream, absl::Status operands) {
+    if (!operands.ok()) return operands;
+    auto& cuda = static_cast<CudaStream&>(stream);
+    if (absl::Status status = cuda.Enter(); !status.ok()) return status;
+    return &cuda;
+  }
+
+  const int device_;
+  const std::string description_;
+};
+
+}  // namespace
+
+int CountCudaDevices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(int device, int /*cpu_threads*/) {
+  cudaDeviceProp properties;
+  absl::Status status =
+      ToStatus(cudaGetDeviceProperties(&properties, device), "reading the CUDA device");
+  if (!status.ok()) return absl::FailedPreconditionError(status.message());
+  return std::make_unique<CudaBackend>(device, properties);
+}
+
+}  // namespace quantd::compute

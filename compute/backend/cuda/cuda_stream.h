@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+#include <cusolverDn.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compute/backend/backend.h"
+
+namespace quantd::compute {
+
+// A CUDA stream with what its ops need: library handles bound to it and its device memory, which is
+// allocated and freed in the order of the stream. An op's .cc queues work here and returns; only
+// reading a result on the host waits. Tensors are used on the stream that made them.
+// Whoever uses it in a thread first makes its device current (Enter).
+class CudaStream final : public Stream {
+ public:
+  // What outlives the stream: the memory of tensors is freed on it.
+  class Queue;
+
+  static absl::StatusOr<std::unique_ptr<CudaStream>> Create(int device, const CancelFlag* cancel);
+  ~CudaStream() override;
+
+  absl::Status Synchronize() override;
+  int64_t peak_bytes() const override;
+
+  // Makes the stream's device the calling thread's, and refuses a cancelled stream.
+  absl::Status Enter() const;
+
+  int device() const;
+  cudaStream_t get() const;
+  cublasHandle_t blas() const { return blas_; }  // pointers to scalars are host pointers
+  cusolverDnHandle_t solver() const { return solver_; }
+  const std::shared_ptr<Queue>& queue() const { return queue_; }
+
+ private:
+  CudaStream(const CancelFlag* cancel, std::shared_ptr<Queue> queue)
+      : Stream(cancel), queue_(std::move(queue)) {}
+
+  std::shared_ptr<Queue> queue_;
+  cublasHandle_t blas_ = nullptr;
+  cusolverDnHandle_t solver_ = nullptr;
+};
+
+}  // namespace quantd::compute
