@@ -14,6 +14,12 @@ class Fp8Format final : public NumberFormat {
     if (grid.rows > 1) activations_ = std::make_unique<Fp8Format>(ScaleGrid{1, grid.cols});
   }
 
+  FormatSpec spec() const override {
+    return {.rule = FormatSpec::Rule::kFp8,
+            .bits = 8,
+            .grid_rows = grid_.rows,
+            .grid_cols = grid_.cols};
+  }
   ScaleGrid grid() const override { return grid_; }
   int element_bits() const override { return 8; }
   DType scale_dtype() const override { return DType::kF32; }

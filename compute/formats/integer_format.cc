@@ -30,6 +30,16 @@ class IntegerFormat final : public NumberFormat {
     if (bits < 4) wide_ = CreateIntegerFormat(8, group, ScaleRule::kAbsmax);
   }
 
+  FormatSpec spec() const override {
+    return {.rule = rule_ == ScaleRule::kGaussianMse ? FormatSpec::Rule::kIntegerGaussian
+                                                     : FormatSpec::Rule::kIntegerAmax,
+            .bits = bits_,
+            .grid_rows = 1,
+            .grid_cols = group_,
+            .divisor = rule_ == ScaleRule::kAbsmax ? high_ : Levels() / 2.0,
+            .factor = GaussianFactor(),
+            .largest_scale = largest_scale_};
+  }
   ScaleGrid grid() const override { return {1, group_}; }
   const NumberFormat& activation_format() const override { return wide_ ? *wide_ : *this; }
   int element_bits() const override { return bits_; }
@@ -91,16 +101,18 @@ class IntegerFormat final : public NumberFormat {
   }
 
  private:
+  double Levels() const { return std::ldexp(1.0, bits_) - 1.0; }
+  double GaussianFactor() const { return kGaussianClip[bits_ - 2] * 2.0 / Levels(); }
+
   double ExactScale(const double* group) const {
-    const double levels = std::ldexp(1.0, bits_) - 1.0;
     const double amax = MaxMagnitude(group, group_);
     if (rule_ == ScaleRule::kAbsmax) return amax / high_;
-    if (rule_ == ScaleRule::kCompressedTensors || amax == 0.0) return amax / (levels / 2.0);
+    if (rule_ == ScaleRule::kCompressedTensors || amax == 0.0) return amax / (Levels() / 2.0);
     // Relative to amax, so that squares neither overflow nor vanish.
     double sum = 0.0;
     for (int64_t i = 0; i < group_; ++i) sum += (group[i] / amax) * (group[i] / amax);
     const double rms = amax * std::sqrt(sum / static_cast<double>(group_));
-    return kGaussianClip[bits_ - 2] * 2.0 / levels * rms;
+    return GaussianFactor() * rms;
   }
 
   const int bits_;

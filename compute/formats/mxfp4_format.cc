@@ -14,6 +14,12 @@ class Mxfp4Format final : public NumberFormat {
  public:
   explicit Mxfp4Format(bool noclip) : noclip_(noclip) {}
 
+  FormatSpec spec() const override {
+    return {.rule = noclip_ ? FormatSpec::Rule::kMxfp4Noclip : FormatSpec::Rule::kMxfp4Ocp,
+            .bits = 4,
+            .grid_rows = 1,
+            .grid_cols = kGroup};
+  }
   ScaleGrid grid() const override { return {1, kGroup}; }
   int element_bits() const override { return 4; }
   DType scale_dtype() const override { return DType::kU8; }

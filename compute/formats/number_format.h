@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "compute/formats/format_spec.h"
 #include "compute/recipe/recipe.h"
 #include "compute/tensor/tensor.h"
 
@@ -33,6 +34,9 @@ class NumberFormat {
   // For a resolved recipe and a matrix of `cols` columns. Null for the formats that are a method's
   // own (ImpliedFormat).
   static std::unique_ptr<const NumberFormat> Create(const Recipe& resolved, int64_t cols);
+
+  // All of it as plain data, but for the rule of the global.
+  virtual FormatSpec spec() const = 0;
 
   virtual ScaleGrid grid() const = 0;
   // How an engine quantizes the activations that meet weights of this format: the same elements

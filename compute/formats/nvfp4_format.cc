@@ -19,6 +19,12 @@ class Nvfp4Format final : public NumberFormat {
     if (search) plain_ = std::make_unique<Nvfp4Format>(false);
   }
 
+  FormatSpec spec() const override {
+    return {.rule = plain_ ? FormatSpec::Rule::kNvfp4Mse : FormatSpec::Rule::kNvfp4Amax,
+            .bits = 4,
+            .grid_rows = 1,
+            .grid_cols = kGroup};
+  }
   ScaleGrid grid() const override { return {1, kGroup}; }
   int element_bits() const override { return 4; }
   DType scale_dtype() const override { return DType::kF8E4M3; }

@@ -457,6 +457,7 @@ TEST_F(GptqOpTest, Cancels) {
 class ConstantGlobal final : public NumberFormat {
  public:
   explicit ConstantGlobal(std::unique_ptr<const NumberFormat> base) : base_(std::move(base)) {}
+  FormatSpec spec() const override { return base_->spec(); }
   ScaleGrid grid() const override { return base_->grid(); }
   int element_bits() const override { return base_->element_bits(); }
   DType scale_dtype() const override { return base_->scale_dtype(); }
