@@ -49,6 +49,7 @@ struct Flags {
   std::string metrics_listen;
   std::string data_dir;
   std::string log_level;
+  std::string devices;
   int cpu_threads = 0;
   bool allow_insecure_listen = false;
 };
@@ -67,6 +68,7 @@ absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
   override_with(config.metrics_listen, flags.metrics_listen);
   override_with(config.data_dir, flags.data_dir);
   override_with(config.log_level, flags.log_level);
+  override_with(config.devices, flags.devices);
   if (flags.cpu_threads > 0) config.cpu_threads = flags.cpu_threads;
   config.allow_insecure_listen |= flags.allow_insecure_listen;
   if (absl::Status status = Validate(config); !status.ok()) return status;
@@ -130,6 +132,7 @@ std::unique_ptr<Metrics> MakeMetrics(const ServerConfig& config,
 JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Backend& backend) {
   JobEngine::Options options;
   options.cpu_slots = config.cpu_slots;
+  options.cuda_slots = config.cuda_slots;
   options.max_jobs_per_tenant = config.limits.max_jobs_per_tenant;
   options.limits.max_dimension = config.limits.max_dimension;
   options.limits.max_weight_bytes = config.limits.max_weight_bytes;
@@ -215,6 +218,16 @@ void RefreshGauges(Metrics& metrics, const JobEngine& engine,
   for (const auto& [device, count] : running) metrics.SetRunningLayers(device, count);
 }
 
+void LogDevices(const ServerConfig& config, const std::vector<compute::Backend*>& backends) {
+  const std::string why = config.devices == "auto" ? compute::WhyNoCuda() : "";
+  if (!why.empty()) Log(LogLevel::kWarning, "no_cuda_device", {{"why", why}, {"device", "cpu"}});
+  for (const compute::Backend* backend : backends) {
+    const compute::DeviceInfo info = backend->Describe();
+    Log(LogLevel::kInfo, "device",
+        {{"name", info.name}, {"description", info.description}, {"memory", info.memory_bytes}});
+  }
+}
+
 // What a crash left between a blob's rename and its record's commit.
 absl::Status DeleteOrphans(JobStore& jobs, BlobStore& blobs) {
   absl::StatusOr<std::vector<std::string>> referenced = jobs.ReferencedBlobs();
@@ -280,15 +293,17 @@ absl::Status Serve(const ServerConfig& config) {
   absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials = Credentials(config);
   if (!credentials.ok()) return credentials.status();
 
-  const std::vector<std::unique_ptr<compute::Backend>> owned_backends =
-      compute::OpenBackends({.cpu_threads = config.cpu_threads});
+  const absl::StatusOr<std::vector<std::unique_ptr<compute::Backend>>> owned_backends =
+      compute::OpenBackends({.devices = config.devices, .cpu_threads = config.cpu_threads});
+  if (!owned_backends.ok()) return owned_backends.status();
   std::vector<compute::Backend*> backends;
-  for (const auto& backend : owned_backends) backends.push_back(backend.get());
+  for (const auto& backend : *owned_backends) backends.push_back(backend.get());
+  LogDevices(config, backends);
 
   const std::unique_ptr<Metrics> metrics = MakeMetrics(config, backends);
   Executor executor(static_cast<int>(std::max(4u, 2 * std::thread::hardware_concurrency())));
   std::unique_ptr<JobEngine> engine;  // set before anything calls it
-  Statistics statistics(**jobs, **blobs, *backends.front(), executor, MakeStatisticsOptions(config),
+  Statistics statistics(**jobs, **blobs, backends, executor, MakeStatisticsOptions(config),
                         [&engine](const std::string& tenant, const std::string& statistic) {
                           engine->StatisticSealed(tenant, statistic);
                         });
@@ -378,6 +393,8 @@ int Main(int argc, char** argv) {
                  "directory of the database and the blobs [./data]");
   app.add_option("--log_level,--log-level", flags.log_level,
                  "debug, info, warning or error [info]");
+  app.add_option("--devices", flags.devices,
+                 "auto, or a list of cuda:N, cuda (all) and cpu [auto: every GPU, else the CPU]");
   app.add_option("--cpu_threads,--cpu-threads", flags.cpu_threads,
                  "threads of the CPU backend [one a core]");
   app.add_flag("--allow_insecure_listen,--allow-insecure-listen", flags.allow_insecure_listen,

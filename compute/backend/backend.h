@@ -25,7 +25,8 @@ struct DeviceInfo {
   std::string name;         // "cpu", "cuda:0"
   std::string description;  // "AMD EPYC 9654, 2 threads"
   int64_t memory_bytes = 0;
-  int64_t used_bytes = 0;  // of it, by this process
+  int64_t used_bytes = 0;         // of it: on the CPU by this process, on a GPU by everyone
+  double flops_per_second = 0.0;  // nominal, float64 products: what estimates of time go by
 };
 
 // A dense row-major matrix (or C/B x B x B stack of blocks) in the memory of one backend's device.

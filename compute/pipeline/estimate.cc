@@ -8,7 +8,6 @@ namespace {
 
 constexpr int64_t kSampleRows = 4096;  // the most that a statistic retains
 constexpr int64_t kTypicalSampleRows = 512;
-constexpr double kFlopsPerSecond = 2e10;  // what two cores reach in float64, roughly
 constexpr int kDampingCandidates = 7;
 
 bool IsDataAware(TransformKind kind) {
@@ -57,8 +56,8 @@ int64_t GptqBytes(const Recipe& resolved, int64_t rows, int64_t cols) {
 
 }  // namespace
 
-LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
-                            bool has_statistic) {
+LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols, bool has_statistic,
+                            double flops_per_second) {
   const int64_t block = resolved.transform_block_size;
   const int64_t weights = rows * cols;
   const int64_t transform = resolved.transform == TransformKind::kIdentity ? 0 : cols * block;
@@ -97,7 +96,7 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols,
     flops +=
         (searches ? kDampingCandidates : 1) * static_cast<double>(cols) / b * 300.0 * b * b * b;
   }
-  estimate.device_seconds = flops / kFlopsPerSecond;
+  estimate.device_seconds = flops / flops_per_second;
   return estimate;
 }
 

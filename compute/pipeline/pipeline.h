@@ -57,7 +57,9 @@ struct LayerEstimate {
   double device_seconds = 0.0;
   int64_t output_bytes = 0;
 };
-LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols, bool has_statistic);
+// `flops_per_second`: of the device (DeviceInfo).
+LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols, bool has_statistic,
+                            double flops_per_second);
 
 // Decodes a native result (tensors by name, without the layer prefix; metadata of the file) into
 // the R x C F32 matrix that the original inputs would see. INVALID_ARGUMENT where something does

@@ -77,6 +77,8 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   TakeIfGiven(proto.durability().commit_interval_ms(), config.durability.commit_interval_ms);
   TakeIfGiven(proto.cpu_threads(), config.cpu_threads);
   TakeIfGiven(proto.cpu_slots(), config.cpu_slots);
+  TakeIfGiven(proto.devices(), config.devices);
+  TakeIfGiven(proto.cuda_slots(), config.cuda_slots);
   TakeIfGiven(proto.log_level(), config.log_level);
   TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
   return config;

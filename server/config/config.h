@@ -48,6 +48,8 @@ struct ServerConfig {
   DurabilityConfig durability;
   int cpu_threads = 0;  // 0: one a core
   int cpu_slots = 1;
+  std::string devices = "auto";
+  int cuda_slots = 2;
   std::string log_level = "info";
   int drain_seconds = 20;
 };

@@ -48,6 +48,7 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"durability.commit_interval_ms", durability.commit_interval_ms, 1, 3'600'000},
       {"cpu_threads", config.cpu_threads, 0, 4096},
       {"cpu_slots", config.cpu_slots, 1, 1024},
+      {"cuda_slots", config.cuda_slots, 1, 64},
       {"drain_seconds", config.drain_seconds, 0, 86'400},
   };
   for (const Range& range : ranges) {

@@ -55,12 +55,12 @@ std::string StatisticName(absl::string_view tenant, absl::string_view statistic)
   return absl::StrCat("tenants/", tenant, "/statistics/", statistic);
 }
 
-Statistics::Statistics(JobStore& jobs, BlobStore& blobs, compute::Backend& backend,
+Statistics::Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
                        Executor& executor, StatisticsOptions options,
                        std::function<void(const std::string&, const std::string&)> sealed)
     : jobs_(jobs),
       blobs_(blobs),
-      backend_(backend),
+      backends_(std::move(backends)),
       executor_(executor),
       options_(options),
       sealed_(std::move(sealed)),
@@ -194,8 +194,9 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
     if (!moment.ok()) return moment.status();
     start = std::make_unique<compute::SecondMoment>(std::move(*moment));
   }
+  compute::Backend& backend = *backends_[next_backend_++ % backends_.size()];
   absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>> accumulator =
-      backend_.NewAccumulator(record->spec, start.get());
+      backend.NewAccumulator(record->spec, start.get());
   if (!accumulator.ok()) return accumulator.status();
   return std::make_shared<ActivationStream>(
       ActivationStream::Target{d.tenant, d.statistic, record->spec}, std::move(stream), executor_,

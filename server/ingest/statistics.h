@@ -33,8 +33,8 @@ struct StatisticsOptions {
 class Statistics {
  public:
   // `sealed` is called after a statistic became usable, from the sealing thread.
-  Statistics(JobStore& jobs, BlobStore& blobs, compute::Backend& backend, Executor& executor,
-             StatisticsOptions options,
+  Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
+             Executor& executor, StatisticsOptions options,
              std::function<void(const std::string& tenant, const std::string& statistic)> sealed);
   ~Statistics();
 
@@ -85,7 +85,8 @@ class Statistics {
 
   JobStore& jobs_;
   BlobStore& blobs_;
-  compute::Backend& backend_;
+  const std::vector<compute::Backend*> backends_;
+  std::atomic<size_t> next_backend_{0};
   Executor& executor_;
   const StatisticsOptions options_;
   const std::function<void(const std::string&, const std::string&)> sealed_;

@@ -43,12 +43,11 @@ absl::StatusOr<std::string> SerializeResult(const compute::LayerResult& result) 
   return compute::SerializeSafetensors(pointers, metadata);
 }
 
-// A GPU runs one layer at a time; the CPU as many as it is told to.
 std::vector<compute::Backend*> BackendOfEachSlot(const std::vector<compute::Backend*>& backends,
-                                                 int cpu_slots) {
+                                                 int cpu_slots, int cuda_slots) {
   std::vector<compute::Backend*> slots;
   for (compute::Backend* backend : backends) {
-    const int count = backend->Describe().name == "cpu" ? cpu_slots : 1;
+    const int count = backend->Describe().name == "cpu" ? cpu_slots : cuda_slots;
     slots.insert(slots.end(), count, backend);
   }
   return slots;
@@ -73,7 +72,7 @@ JobEngine::JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Back
       options_(std::move(options)),
       load_moment_(std::move(load_moment)),
       events_(std::move(events)),
-      slot_backends_(BackendOfEachSlot(backends_, options_.cpu_slots)),
+      slot_backends_(BackendOfEachSlot(backends_, options_.cpu_slots, options_.cuda_slots)),
       slots_(SlotsOn(slot_backends_)),
       scheduler_(slots_),
       busy_(slots_.size(), 0) {
@@ -269,7 +268,8 @@ void JobEngine::RefreshLocked(const JobKey& key) {
           }
           for (const size_t index : group.members) job.layers[index].state = LayerState::kQueued;
           const compute::LayerEstimate estimate = compute::EstimateLayer(
-              first.recipe, group.rows, group.cols, !first.statistic_id.empty());
+              first.recipe, group.rows, group.cols, !first.statistic_id.empty(),
+              backends_.front()->Describe().flops_per_second);
           ready.push_back(
               {key.first, key.second, group.key, estimate.device_seconds, estimate.peak_bytes});
         }

@@ -216,7 +216,8 @@ absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
     if (absl::Status s = CheckFusion(job, group); !s.ok()) return s;
     const LayerRecord& first = job.layers[group.members.front()];
     const compute::LayerEstimate part =
-        compute::EstimateLayer(first.recipe, group.rows, group.cols, !first.statistic_id.empty());
+        compute::EstimateLayer(first.recipe, group.rows, group.cols, !first.statistic_id.empty(),
+                               backend.Describe().flops_per_second);
     if (part.peak_bytes > limits.max_layer_bytes) {
       return QuotaExceeded("LAYER_TOO_LARGE", Field(group.members.front(), "rows"),
                            absl::StrFormat("quantizing %s needs %d bytes of device memory, at most "

@@ -26,6 +26,16 @@ void Scheduler::SetWeight(const std::string& tenant, double weight) {
   if (std::isfinite(weight) && weight > 0) tenants_[tenant].weight = weight;
 }
 
+int64_t Scheduler::FreeBytes(int slot) const {
+  int64_t free = slots_[slot].memory_bytes;
+  for (size_t other = 0; other < slots_.size(); ++other) {
+    if (running_[other] && slots_[other].device == slots_[slot].device) {
+      free -= running_[other]->item.peak_bytes;
+    }
+  }
+  return free;
+}
+
 bool Scheduler::FitsSomeSlot(int64_t peak_bytes) const {
   return std::any_of(slots_.begin(), slots_.end(),
                      [&](const Slot& slot) { return peak_bytes <= slot.memory_bytes; });
@@ -66,7 +76,7 @@ std::optional<WorkItem> Scheduler::Next(int slot) {
     chosen = &tenant;
     place = first;
   }
-  if (chosen == nullptr) return std::nullopt;
+  if (chosen == nullptr || place->item.peak_bytes > FreeBytes(slot)) return std::nullopt;
 
   Running started{.item = std::move(place->item)};
   chosen->waiting.erase(place);

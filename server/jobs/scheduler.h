@@ -28,13 +28,14 @@ struct WorkItem {
 // virtual time of the service is that of the work started last. A tenant whose queue has run empty
 // comes back at it, if that is later than its own, so that it neither starves others nor saves up.
 // Within a tenant: first come, first served. An item whose peak bytes do not fit a slot is left to
-// a slot where it does, and what stands behind it goes first there. Pure: no clock, threads or I/O;
+// a slot where it does, and what stands behind it goes first there. Slots of one device share its
+// memory: an item that would fit were the others done waits for them, and nothing passes it. Pure: no clock, threads or I/O;
 // the same calls give the same decisions. Not thread-safe.
 class Scheduler {
  public:
   struct Slot {
     std::string device;
-    int64_t memory_bytes = 0;
+    int64_t memory_bytes = 0;  // of the device
   };
   explicit Scheduler(std::vector<Slot> slots);
 
@@ -93,6 +94,8 @@ class Scheduler {
   using Key = std::tuple<std::string, std::string, std::string>;  // tenant, job, group
 
   static Key KeyOf(const WorkItem& item);
+  // Of the slot's device, what its running items leave.
+  int64_t FreeBytes(int slot) const;
   // The waiting items that start at or before virtual time `start` of tenant `name`.
   struct Front {
     int items = 0;

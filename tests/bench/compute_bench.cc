@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/backend/cpu/gram_sum.h"
 #include "compute/backend/cpu/panel_buffer.h"
 #include "compute/backend/cpu/worker_pool.h"
-#include "compute/backend/registry.h"
 #include "compute/coding/entropy.h"
 #include "compute/coding/integer_coder.h"
 #include "compute/pipeline/pipeline.h"
@@ -317,7 +317,7 @@ void BenchIntegerCoder(int64_t size, double deviation) {
 }
 
 void Run(bool quick) {
-  const auto backend = std::move(OpenBackends({}).back());
+  const auto backend = NewCpuBackend(0);
   WorkerPool pool;
   Print("fma_peak_float32", FmaPeak<float>(pool), "GFLOP/s",
         {{"threads", pool.threads()}, {"device", backend->Describe().description}});
@@ -360,7 +360,7 @@ void Run(bool quick) {
 int main(int argc, char** argv) {
   const std::string option = argc > 1 ? argv[1] : "";
   if (option == "--gptq") {
-    quantd::compute::BenchAllGptq(*quantd::compute::OpenBackends({}).back(), false);
+    quantd::compute::BenchAllGptq(*quantd::compute::NewCpuBackend(0), false);
     return 0;
   }
   quantd::compute::Run(option == "--quick");

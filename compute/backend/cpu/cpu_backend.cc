@@ -24,6 +24,8 @@
 namespace quantd::compute {
 namespace {
 
+constexpr double kFlopsPerThread = 1e10;  // of a whole layer, roughly
+
 std::string CpuModel() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -53,7 +55,8 @@ class CpuBackend final : public Backend {
             .description = absl::StrCat(CpuModel(), ", ", pool_.threads(),
                                         pool_.threads() == 1 ? " thread" : " threads"),
             .memory_bytes = memory,
-            .used_bytes = ResidentBytes()};
+            .used_bytes = ResidentBytes(),
+            .flops_per_second = kFlopsPerThread * pool_.threads()};
   }
 
   // Every op of the contract takes every format and transform here.

@@ -13,6 +13,8 @@
 namespace quantd::compute {
 namespace {
 
+constexpr double kFlopsPerSecond = 2e13;  // of a whole layer, roughly
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device, const cudaDeviceProp& properties)
@@ -21,7 +23,9 @@ class CudaBackend final : public Backend {
                                   properties.minor)) {}
 
   DeviceInfo Describe() const override {
-    DeviceInfo info = {.name = absl::StrCat("cuda:", device_), .description = description_};
+    DeviceInfo info = {.name = absl::StrCat("cuda:", device_),
+                       .description = description_,
+                       .flops_per_second = kFlopsPerSecond};
     size_t free = 0;
     size_t total = 0;
     if (cudaSetDevice(device_) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess) {

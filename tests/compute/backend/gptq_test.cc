@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/formats/safetensors.h"
 
 namespace quantd::compute {
@@ -96,7 +96,7 @@ class GptqOpTest : public testing::Test {
     return backend_->RoundToNearest(*stream_, *format, transform->transform, p.weight).value();
   }
 
-  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
   const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
 };
 
@@ -258,7 +258,7 @@ TEST_F(GptqOpTest, ThreadsLeaveNoTrace) {
       std::vector<std::vector<std::byte>> codes;
       std::vector<Matrix> dequantized;
       for (const int threads : {1, 2, 5}) {
-        const auto backend = std::move(OpenBackends({.cpu_threads = threads}).back());
+        const auto backend = NewCpuBackend(threads);
         const auto stream = backend->NewStream(nullptr).value();
         const auto format = NumberFormat::Create(recipe, w.cols());
         auto solved =

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_replace.h"
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/formats/safetensors.h"
 
 namespace quantd::compute {
@@ -33,8 +33,8 @@ SecondMoment GoldenCase::Statistic(MomentLayout layout, int64_t block_size) cons
                            .cols = weight.dim(1),
                            .sample_rows = activations.dim(0),
                            .sample_seed = 1};
-  auto backends = OpenBackends({.cpu_threads = 2});
-  auto accumulator = backends.back()->NewAccumulator(spec, nullptr).value();
+  const auto backend = NewCpuBackend(2);
+  auto accumulator = backend->NewAccumulator(spec, nullptr).value();
   const absl::Status status =
       accumulator->Add("golden", 0, activations.dtype(), activations.dim(0), activations.bytes());
   EXPECT_TRUE(status.ok()) << status;

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <string>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/pipeline/pipeline.h"
 
 namespace quantd::compute {
@@ -34,7 +34,7 @@ class GoldenTest : public testing::Test {
     }
   }
 
-  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
 };
 
 constexpr Format kFormats[] = {Format::kMxfp4, Format::kNvfp4};

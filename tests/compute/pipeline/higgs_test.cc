@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/pipeline/pipeline.h"
 
 namespace quantd::compute {
@@ -37,8 +37,7 @@ double RelativeError(const Tensor& weight, const Tensor& decoded) {
 
 absl::StatusOr<std::vector<LayerResult>> Quantize(const Recipe& recipe,
                                                   absl::Span<const LayerInput> layers) {
-  static const std::unique_ptr<Backend> backend =
-      std::move(OpenBackends({.cpu_threads = 1}).back());
+  static const std::unique_ptr<Backend> backend = NewCpuBackend(1);
   return QuantizeLayers(*backend, recipe, layers, {}, nullptr, nullptr);
 }
 

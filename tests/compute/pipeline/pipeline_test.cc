@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/tensor/checksum.h"
 
 namespace quantd::compute {
@@ -98,7 +98,7 @@ class PipelineTest : public testing::Test {
     EXPECT_THAT(status.message(), HasSubstr(message));
   }
 
-  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
   const Tensor weight_ = RandomWeight(kRows, kCols, 1);
   const Tensor activations_ = RandomActivations(kTokens, kCols, 2);
 };
@@ -511,7 +511,7 @@ TEST_F(PipelineTest, EstimateBoundsPeakMemory) {
     for (const TransformKind kind : kTransforms) {
       const Recipe recipe = ResolveRecipe({.format = format, .transform = kind}).value();
       const LayerResult result = RunOne(recipe, weight_, &statistic);
-      const LayerEstimate estimate = EstimateLayer(recipe, kRows, kCols, true);
+      const LayerEstimate estimate = EstimateLayer(recipe, kRows, kCols, true, 1e10);
       EXPECT_GE(estimate.peak_bytes, result.report.peak_bytes);
       EXPECT_GE(estimate.output_bytes, result.report.bytes);
       EXPECT_LE(estimate.output_bytes, result.report.bytes + 64);
@@ -527,7 +527,8 @@ TEST_F(PipelineTest, EstimateBoundsPeakMemoryOfGptq) {
       const Recipe recipe =
           ResolveRecipe({.format = format, .transform = kind, .method = Method::kGptq}).value();
       const LayerResult result = RunOne(recipe, weight_, &statistic);
-      EXPECT_GE(EstimateLayer(recipe, kRows, kCols, true).peak_bytes, result.report.peak_bytes);
+      EXPECT_GE(EstimateLayer(recipe, kRows, kCols, true, 1e10).peak_bytes,
+                result.report.peak_bytes);
     }
   }
 }
@@ -554,7 +555,7 @@ TEST_F(PipelineTest, EstimateIsNotFarAbovePeakMemory) {
   const SecondMoment statistic = Statistic(activations_, {.cols = kCols, .sample_rows = 64});
   const Recipe recipe = ResolveRecipe({.transform = TransformKind::kWush}).value();
   const int64_t peak = RunOne(recipe, weight, &statistic).report.peak_bytes;
-  const LayerEstimate without_sample = EstimateLayer(recipe, 4096, kCols, false);
+  const LayerEstimate without_sample = EstimateLayer(recipe, 4096, kCols, false, 1e10);
   EXPECT_LE(without_sample.peak_bytes, 2 * peak);
 }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/stages/rtn.h"
 
 namespace quantd::compute {
@@ -78,7 +78,7 @@ class GptqTest : public testing::Test {
         ->error;
   }
 
-  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
   const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
   LayerProblem problem_;
   std::vector<std::string> stages_;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/stages/gptq.h"
 #include "compute/stages/higgs.h"
 #include "compute/stages/watersic.h"
@@ -65,7 +65,7 @@ class RtnTest : public testing::Test {
         ->error;
   }
 
-  const std::unique_ptr<Backend> backend_ = std::move(OpenBackends({.cpu_threads = 2}).back());
+  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
   const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
   LayerProblem problem_;
   std::vector<std::string> stages_;

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/coding/integer_coder.h"
 #include "compute/formats/lattice_weight.h"
 #include "compute/stages/measure.h"
@@ -73,8 +73,7 @@ class WaterSicTest : public testing::Test {
   static constexpr int64_t kTokens = 400;
 
   explicit WaterSicTest(int threads = 2)
-      : backend_(std::move(OpenBackends({.cpu_threads = threads}).back())),
-        stream_(backend_->NewStream(nullptr).value()) {
+      : backend_(NewCpuBackend(threads)), stream_(backend_->NewStream(nullptr).value()) {
     SetLayer(kRows, kCols, Normal(kRows * kCols, 1), Moment(kTokens, x_, x_));
   }
 
@@ -189,7 +188,7 @@ TEST_F(WaterSicTest, TheSameBitsOnAnyNumberOfThreads) {
   const Matrix weight = Normal(300 * kCols, 5);
   std::vector<Matrix> results;
   for (const int threads : {1, 2, 4}) {
-    const auto backend = std::move(OpenBackends({.cpu_threads = threads}).back());
+    const auto backend = NewCpuBackend(threads);
     const auto stream = backend->NewStream(nullptr).value();
     SetLayer(300, kCols, weight, Moment(kTokens, x_, x_));
     LayerProblem problem = problem_;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/tensor/checksum.h"
 #include "gtest/gtest.h"
 #include "server/errors/error.h"
@@ -83,7 +83,7 @@ class IngestTest : public ::testing::Test {
     options.commit.interval = absl::Hours(1);  // commits happen when asked for
     options.max_streams_per_tenant = 2;
     statistics_ = std::make_unique<Statistics>(
-        *jobs_, *blobs_, *backends_.back(), executor_, options,
+        *jobs_, *blobs_, std::vector<compute::Backend*>{backend_.get()}, executor_, options,
         [this](const std::string&, const std::string& id) { sealed_.push_back(id); });
   }
 
@@ -110,8 +110,7 @@ class IngestTest : public ::testing::Test {
   TempDirectory directory_;
   std::unique_ptr<JobStore> jobs_;
   std::unique_ptr<BlobStore> blobs_;
-  std::vector<std::unique_ptr<compute::Backend>> backends_ =
-      compute::OpenBackends({.cpu_threads = 2});
+  const std::unique_ptr<compute::Backend> backend_ = compute::NewCpuBackend(2);
   Executor executor_{4};
   std::vector<std::string> sealed_;
   std::unique_ptr<Statistics> statistics_;

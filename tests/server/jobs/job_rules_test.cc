@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "compute/backend/registry.h"
+#include "compute/backend/cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "server/errors/error.h"
 
@@ -24,20 +24,19 @@ class JobRulesTest : public ::testing::Test {
  protected:
   JobRecord job_;
   JobLimits limits_;
-  const std::vector<std::unique_ptr<compute::Backend>> backends_ =
-      compute::OpenBackends({.cpu_threads = 1});
+  const std::unique_ptr<compute::Backend> backend_ = compute::NewCpuBackend(1);
 
-  absl::Status Prepare() { return PrepareJob(job_, limits_, *backends_.back()).status(); }
+  absl::Status Prepare() { return PrepareJob(job_, limits_, *backend_).status(); }
   std::string FieldOfRefusal() { return DetailsOf(Prepare()).field.value_or("none"); }
 };
 
 TEST_F(JobRulesTest, EstimateGrowsWithTheLayersAndFillsDefaults) {
   job_.layers = {Layer("a", 64, 64)};
-  const auto one = PrepareJob(job_, limits_, *backends_.back());
+  const auto one = PrepareJob(job_, limits_, *backend_);
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ(job_.layers[0].recipe.group_size, 32);
   job_.layers = {Layer("a", 64, 64), Layer("b", 128, 64)};
-  const auto two = PrepareJob(job_, limits_, *backends_.back());
+  const auto two = PrepareJob(job_, limits_, *backend_);
   ASSERT_TRUE(two.ok()) << two.status();
   EXPECT_GT(two->peak_bytes, one->peak_bytes);
   EXPECT_GT(two->output_bytes, 2 * one->output_bytes);

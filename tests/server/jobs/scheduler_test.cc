@@ -209,6 +209,22 @@ TEST(SchedulerTest, ItemsGoWhereTheyFit) {
   EXPECT_EQ(NameOf(scheduler.Next(1)), "nothing");
 }
 
+TEST(SchedulerTest, SlotsOfOneDeviceShareItsMemory) {
+  const Scheduler::Slot slot = {.device = "cuda:0", .memory_bytes = 80 * kGiB};
+  Scheduler scheduler({slot, slot, {.device = "cuda:1", .memory_bytes = 80 * kGiB}});
+  scheduler.Enqueue(Item("a", "j", 0, 1, 50 * kGiB), At(0));
+  scheduler.Enqueue(Item("a", "j", 1, 1, 40 * kGiB), At(0));
+  scheduler.Enqueue(Item("b", "j", 2, 1, 10 * kGiB), At(0));
+  EXPECT_EQ(NameOf(scheduler.Next(0)), "a/j/g0");
+  EXPECT_EQ(NameOf(scheduler.Next(1)), "b/j/g2");
+  scheduler.Finish(1, 1);
+  // What does not fit beside the first waits for it, and nothing passes it.
+  scheduler.Enqueue(Item("a", "j", 3, 1, 10 * kGiB), At(0));
+  EXPECT_EQ(NameOf(scheduler.Next(1)), "nothing");
+  EXPECT_EQ(NameOf(scheduler.Next(2)), "a/j/g1");
+  EXPECT_EQ(NameOf(scheduler.Next(1)), "a/j/g3");
+}
+
 TEST(SchedulerTest, TheChargeIsSettledWithWhatWasUsed) {
   Scheduler scheduler(Slots(1));
   for (int i = 0; i < 3; ++i) scheduler.Enqueue(Item("a", "j", i, 1.0), At(0));
