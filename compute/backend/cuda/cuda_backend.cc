@@ -6,8 +6,11 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/cuda_stream.h"
+#include "compute/backend/cuda/lattice_problem.h"
+#include "compute/backend/cuda/lattice_scales.h"
 #include "compute/backend/cuda/matrix.h"
 #include "compute/backend/cuda/moment_factor.h"
+#include "compute/backend/cuda/successive_cancellation.h"
 #include "compute/backend/operands.h"
 
 namespace quantd::compute {
@@ -160,7 +163,7 @@ class CudaBackend final : public Backend {
                                                 const LatticeInputs& inputs) override {
     auto cuda = Enter(stream, operands::CheckLattice(inputs));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("lattice");
+    return CudaPrepareLattice(**cuda, inputs);
   }
 
   absl::StatusOr<LatticeCodes> CancelSuccessively(Stream& stream, const MomentFactor& factor,
@@ -168,7 +171,7 @@ class CudaBackend final : public Backend {
                                                   double spacing) override {
     auto cuda = Enter(stream, operands::CheckCancellation(factor, target, spacing));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("cancellation");
+    return CudaCancelSuccessively(**cuda, factor, target, spacing);
   }
 
   absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,
@@ -176,7 +179,7 @@ class CudaBackend final : public Backend {
                                                  const std::vector<double>& spacing) override {
     auto cuda = Enter(stream, operands::CheckFitLatticeScales(problem, codes, spacing));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("lattice scales");
+    return CudaFitLatticeScales(**cuda, problem, codes, spacing);
   }
 
   absl::StatusOr<std::vector<double>> FitRowScales(
@@ -184,7 +187,7 @@ class CudaBackend final : public Backend {
       const std::vector<double>& column_scale) override {
     auto cuda = Enter(stream, operands::CheckLatticeCodes(problem, codes, column_scale));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("row scales");
+    return CudaFitRowScales(**cuda, problem, codes, column_scale);
   }
 
   absl::StatusOr<DeviceTensor> DecodeLattice(Stream& stream, const DeviceTensor& codes,
@@ -195,7 +198,7 @@ class CudaBackend final : public Backend {
     auto cuda =
         Enter(stream, operands::CheckDecodeLattice(codes, row_scale, column_scale, columns, cols));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("decode lattice");
+    return CudaDecodeLattice(**cuda, codes, row_scale, column_scale, columns, cols);
   }
 
   absl::StatusOr<OutputError> MeasureDriftError(Stream& stream, const DeviceTensor& weight,
