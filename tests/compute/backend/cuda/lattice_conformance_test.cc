@@ -1,0 +1,322 @@
+// WaterSIC's ops: CUDA against the CPU. Blocked sums round differently, so a target within 1e-12 of
+// a tie may be rounded to the other side: one code in a thousand is allowed to differ.
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "compute/formats/safetensors.h"
+#include "tests/compute/backend/cuda/cuda_test.h"
+
+namespace quantd::compute {
+namespace {
+
+using testing::DoubleNear;
+using testing::HasSubstr;
+using testing::Pointwise;
+
+double MeanDiagonal(const Tensor& moment) {
+  const int64_t n = moment.dim(0);
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) sum += moment.as<double>()[i * (n + 1)];
+  return sum / static_cast<double>(n);
+}
+
+double ShareOfEqual(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return 0.0;
+  int64_t equal = 0;
+  for (size_t i = 0; i < a.size(); ++i) equal += a[i] == b[i] ? 1 : 0;
+  return static_cast<double>(equal) / static_cast<double>(a.size());
+}
+
+class CudaLatticeTest : public CudaTest {
+ protected:
+  struct Layer {
+    Tensor weight;
+    Tensor moment;
+    std::optional<Tensor> moment_hat;
+    std::optional<Tensor> cross;
+    std::optional<Tensor> residual;
+  };
+  // One layer on its way on one device.
+  struct Solved {
+    LatticeInputs inputs;
+    LatticeProblem problem;
+    double spacing = 0.0;
+    std::vector<double> alpha;
+    LatticeCodes codes;
+  };
+
+  static Layer PlainLayer(int64_t rows, int64_t cols, int seed) {
+    return {.weight = Random({rows, cols}, seed),
+            .moment = RandomMoment(cols, seed + 1),
+            .moment_hat = {},
+            .cross = {},
+            .residual = {}};
+  }
+
+  static LatticeInputs Inputs(Side& side, const Layer& layer) {
+    const auto upload = [&](const std::optional<Tensor>& tensor) {
+      return tensor.has_value() ? side.Upload(*tensor) : DeviceTensor();
+    };
+    LatticeInputs inputs = {.weight = side.Upload(layer.weight),
+                            .moment = side.Upload(layer.moment),
+                            .factor = {},
+                            .moment_hat = upload(layer.moment_hat),
+                            .cross = upload(layer.cross),
+                            .residual = upload(layer.residual)};
+    const Tensor& factored = layer.moment_hat.has_value() ? *layer.moment_hat : layer.moment;
+    inputs.factor =
+        side.backend
+            ->FactorMoment(*side.stream,
+                           layer.moment_hat.has_value() ? inputs.moment_hat : inputs.moment,
+                           1e-4 * MeanDiagonal(factored))
+            .value();
+    return inputs;
+  }
+
+  // `spacing` is relative to the mean of diag L.
+  static Solved Solve(Side& side, const Layer& layer, double spacing) {
+    Solved solved;
+    solved.inputs = Inputs(side, layer);
+    const std::vector<double>& diagonal = solved.inputs.factor.diagonal;
+    solved.spacing = spacing * std::accumulate(diagonal.begin(), diagonal.end(), 0.0) /
+                     static_cast<double>(diagonal.size());
+    for (const double l : diagonal) solved.alpha.push_back(solved.spacing / l);
+    solved.problem = side.backend->PrepareLattice(*side.stream, solved.inputs).value();
+    solved.codes = side.backend
+                       ->CancelSuccessively(*side.stream, solved.inputs.factor,
+                                            solved.problem.target, solved.spacing)
+                       .value();
+    return solved;
+  }
+
+  void ExpectSameProblem(const Solved& want, const Solved& got) {
+    EXPECT_LE(RelativeDistance(cuda_.Values(got.problem.correlation),
+                               cpu_.Values(want.problem.correlation)),
+              1e-12);
+    EXPECT_LE(RelativeDistance(cuda_.Values(got.problem.target), cpu_.Values(want.problem.target)),
+              1e-9);
+    EXPECT_NEAR(got.problem.energy, want.problem.energy, 1e-12 * want.problem.energy);
+  }
+
+  // Codes and all that is fitted to them.
+  void ExpectConforms(const Layer& layer, double spacing) {
+    const Solved want = Solve(cpu_, layer, spacing);
+    const Solved got = Solve(cuda_, layer, spacing);
+    ExpectSameProblem(want, got);
+    const double equal = ShareOfEqual(cuda_.Values(got.codes.codes), cpu_.Values(want.codes.codes));
+    EXPECT_GE(equal, 0.999);
+    const LatticeScales fitted =
+        cpu_.backend->FitLatticeScales(*cpu_.stream, want.problem, want.codes, want.alpha).value();
+    const LatticeScales scales =
+        cuda_.backend->FitLatticeScales(*cuda_.stream, got.problem, got.codes, got.alpha).value();
+    EXPECT_EQ(scales.rounds, fitted.rounds);
+    EXPECT_NEAR(scales.loss, fitted.loss, 1e-6 * fitted.loss);
+    if (equal < 1.0) return;  // scales of other codes
+    EXPECT_THAT(got.codes.gamma, Pointwise(DoubleNear(1e-9), want.codes.gamma));
+    EXPECT_LE(RelativeDistance(scales.row, fitted.row), 1e-6);
+    EXPECT_LE(RelativeDistance(scales.column, fitted.column), 1e-6);
+    const auto rows = [&](Side& side, const Solved& solved) {
+      return side.backend
+          ->FitRowScales(*side.stream, solved.problem, solved.codes.codes, fitted.column)
+          .value();
+    };
+    EXPECT_LE(RelativeDistance(rows(cuda_, got), rows(cpu_, want)), 1e-6);
+    const auto decoded = [&](Side& side, const Solved& solved) {
+      return side.Values(side.backend
+                             ->DecodeLattice(*side.stream, solved.codes.codes, fitted.row,
+                                             fitted.column, {}, layer.weight.dim(1))
+                             .value());
+    };
+    EXPECT_EQ(decoded(cuda_, got), decoded(cpu_, want));
+  }
+};
+
+TEST_F(CudaLatticeTest, LayersOfAnySizeAndRate) {
+  for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
+           {1, 1}, {37, 96}, {300, 131}, {600, 49}, {257, 33}, {130, 300}}) {
+    for (const double spacing : {0.05, 0.7, 4.0}) {
+      SCOPED_TRACE(testing::Message() << rows << "x" << cols << " at " << spacing);
+      ExpectConforms(PlainLayer(rows, cols, 3), spacing);
+    }
+  }
+}
+
+// Rows decide how blocks exchange their sums: clusters of 256 and of 512 threads, a grid, a grid of
+// narrow panels.
+TEST_F(CudaLatticeTest, RowsOfAnyNumber) {
+  for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
+           {4096, 70}, {4097, 64}, {8192, 33}, {8193, 45}, {70001, 9}}) {
+    SCOPED_TRACE(testing::Message() << rows << "x" << cols);
+    ExpectConforms(PlainLayer(rows, cols, 5), 0.8);
+  }
+}
+
+TEST_F(CudaLatticeTest, DriftAndResidualMoveTheTarget) {
+  Layer layer = PlainLayer(75, 96, 7);
+  layer.residual = Random({75, 96}, 8);
+  for (double& value : layer.residual->as<double>()) value *= 0.1;
+  {
+    SCOPED_TRACE("residual");
+    ExpectConforms(layer, 0.5);
+  }
+  const Tensor other = RandomMoment(96, 11);
+  layer.moment_hat = layer.moment.Clone();
+  layer.cross = layer.moment.Clone();
+  for (int64_t i = 0; i < 96 * 96; ++i) {
+    layer.moment_hat->as<double>()[i] += 0.1 * other.as<double>()[i];
+    layer.cross->as<double>()[i] += 0.01 * static_cast<double>(i % 7) * other.as<double>()[i];
+  }
+  ExpectConforms(layer, 0.5);
+}
+
+TEST_F(CudaLatticeTest, TheSameBitsTwice) {
+  const Layer layer = PlainLayer(900, 200, 13);
+  std::vector<std::vector<double>> seen;
+  for (int run = 0; run < 2; ++run) {
+    const Solved solved = Solve(cuda_, layer, 0.4);
+    const LatticeScales scales =
+        cuda_.backend->FitLatticeScales(*cuda_.stream, solved.problem, solved.codes, solved.alpha)
+            .value();
+    std::vector<double> all = cuda_.Values(solved.codes.codes);
+    for (const std::vector<double>& more :
+         {solved.codes.gamma, scales.row, scales.column, cuda_.Values(solved.problem.target)}) {
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    all.push_back(scales.loss);
+    all.push_back(solved.problem.energy);
+    seen.push_back(std::move(all));
+  }
+  EXPECT_EQ(seen[0], seen[1]);
+}
+
+TEST_F(CudaLatticeTest, DeadColumnsDecodeToZero) {
+  const Solved solved = Solve(cuda_, PlainLayer(40, 3, 17), 0.3);
+  const std::vector<double> row(40, 2.0);
+  const std::vector<double> all = cuda_.Values(
+      cuda_.backend->DecodeLattice(*cuda_.stream, solved.codes.codes, row, {1, 2, 3}, {0, 3, 4}, 6)
+          .value());
+  const std::vector<double> z = cuda_.Values(solved.codes.codes);
+  for (int64_t r = 0; r < 40; ++r) {
+    for (const int64_t dead : {1, 2, 5}) EXPECT_EQ(all[r * 6 + dead], 0.0);
+    EXPECT_EQ(all[r * 6 + 3], 2.0 * 2.0 * z[40 + r]);
+  }
+}
+
+TEST_F(CudaLatticeTest, CodesThatDoNotFitAreRefused) {
+  for (const int64_t rows : {40, 9000}) {
+    const Layer layer = PlainLayer(rows, 40, 19);
+    const Solved solved = Solve(cuda_, layer, 0.3);
+    const auto cancel = [&](double spacing) {
+      return cuda_.backend
+          ->CancelSuccessively(*cuda_.stream, solved.inputs.factor, solved.problem.target, spacing)
+          .status();
+    };
+    EXPECT_EQ(cancel(1e-12).code(), absl::StatusCode::kOutOfRange);
+    EXPECT_EQ(cancel(1e-300).code(), absl::StatusCode::kOutOfRange);
+    EXPECT_EQ(cancel(0.0).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(cancel(solved.spacing).ok());
+  }
+}
+
+TEST_F(CudaLatticeTest, CancelledStreamsStop) {
+  const Layer layer = PlainLayer(40, 64, 23);
+  const Solved solved = Solve(cuda_, layer, 0.3);
+  CancelFlag cancel;
+  const std::unique_ptr<Stream> stream = cuda_.backend->NewStream(&cancel).value();
+  cancel.Cancel();
+  EXPECT_EQ(
+      cuda_.backend->CancelSuccessively(*stream, solved.inputs.factor, solved.problem.target, 1.0)
+          .status()
+          .code(),
+      absl::StatusCode::kCancelled);
+}
+
+// --- golden data -------------------------------------------------------------------------------
+
+const SafetensorsFile& File() {
+  static const auto* file = new SafetensorsFile(
+      SafetensorsFile::Open(QUANTD_GOLDEN_DIR "/watersic_golden.safetensors").value());
+  return *file;
+}
+
+std::vector<std::string> CaseNames() {
+  const auto spec = nlohmann::json::parse(File().header().metadata.at("spec"));
+  std::vector<std::string> names;
+  for (const auto& [name, facts] : spec.items()) names.push_back(name);
+  return names;
+}
+
+class CudaWaterSicGoldenTest : public CudaLatticeTest,
+                               public testing::WithParamInterface<std::string> {
+ protected:
+  std::optional<Tensor> Find(const std::string& name) const {
+    absl::StatusOr<Tensor> tensor = File().Read(GetParam() + "/" + name);
+    if (!tensor.ok()) return std::nullopt;
+    return *std::move(tensor);
+  }
+  std::vector<double> Values(const std::string& name) const {
+    const Tensor host = Find(name).value();
+    return {host.as<double>().begin(), host.as<double>().end()};
+  }
+  // Without the dead columns, as the host picks them.
+  std::optional<Tensor> Live(const std::string& name, bool square) {
+    const std::optional<Tensor> all = Find(name);
+    if (!all.has_value()) return std::nullopt;
+    const auto spec = nlohmann::json::parse(File().header().metadata.at("spec"));
+    const std::vector<int64_t> dead = spec.at(GetParam()).at("dead");
+    std::vector<int64_t> live;
+    for (int64_t c = 0; c < all->dim(1); ++c) {
+      if (std::find(dead.begin(), dead.end(), c) == dead.end()) live.push_back(c);
+    }
+    const DeviceTensor part = cpu_.backend
+                                  ->Submatrix(*cpu_.stream, cpu_.Upload(*all),
+                                              square ? live : std::vector<int64_t>(), live)
+                                  .value();
+    return cpu_.backend->Download(*cpu_.stream, part).value();
+  }
+};
+
+TEST_P(CudaWaterSicGoldenTest, CodesAndScales) {
+  const Layer layer = {.weight = Live("weight", false).value(),
+                       .moment = Live("second_moment", true).value(),
+                       .moment_hat = Live("second_moment_hat", true),
+                       .cross = Live("cross_moment", true),
+                       .residual = Live("residual_moment", false)};
+  const LatticeInputs inputs = Inputs(cuda_, layer);
+  const LatticeProblem problem = cuda_.backend->PrepareLattice(*cuda_.stream, inputs).value();
+  const std::vector<double> alpha = Values("spacing");
+  const LatticeCodes codes = cuda_.backend
+                                 ->CancelSuccessively(*cuda_.stream, inputs.factor, problem.target,
+                                                      alpha[0] * inputs.factor.diagonal[0])
+                                 .value();
+  const std::vector<double> z = cuda_.Values(codes.codes);
+  const Tensor golden = Find("codes").value();
+  const int64_t rows = golden.dim(0);
+  const int64_t cols = golden.dim(1);
+  int64_t unequal = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      unequal += z[c * rows + r] == golden.as<int32_t>()[r * cols + c] ? 0 : 1;
+    }
+  }
+  EXPECT_EQ(unequal, 0);
+  const LatticeScales scales =
+      cuda_.backend->FitLatticeScales(*cuda_.stream, problem, codes, alpha).value();
+  EXPECT_THAT(scales.row, Pointwise(DoubleNear(1e-6), Values("row_scale")));
+  const std::vector<double> factor = Values("col_scale");
+  for (size_t i = 0; i < factor.size(); ++i) {
+    EXPECT_NEAR(scales.column[i] / alpha[i], factor[i], 1e-6);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaWaterSicGoldenTest, testing::ValuesIn(CaseNames()),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '.', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace quantd::compute
