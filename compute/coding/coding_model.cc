@@ -10,8 +10,6 @@
 namespace quantd::compute {
 namespace {
 
-// Columns start in this many bins of equal width on a logarithmic scale of their spread.
-constexpr int kBins = 64;
 // Keeps the columns of few ones and the columns of none apart without spending bins on them.
 constexpr double kLeastSpread = 0.02;
 constexpr double kBitsOfAClass = 4.0;  // for each column
@@ -20,27 +18,6 @@ constexpr double kBitsOfASplit = 8.0;
 // memory of a GPU) unless the larger one saves more than this share.
 constexpr int kPrecisions[] = {12, 14};
 constexpr double kWorthwhile = 1e-3;
-
-// The bin of each column.
-std::vector<uint8_t> BinColumns(absl::Span<const int32_t> values, int64_t cols) {
-  std::vector<double> spread(cols);
-  const auto rows = static_cast<int64_t>(values.size()) / cols;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int32_t* row = values.data() + r * cols;
-    for (int64_t c = 0; c < cols; ++c) spread[c] += static_cast<double>(row[c]) * row[c];
-  }
-  for (double& each : spread) {
-    each = std::log2(std::sqrt(each / static_cast<double>(rows)) + kLeastSpread);
-  }
-  const auto [low, high] = std::minmax_element(spread.begin(), spread.end());
-  const double least = *low;
-  const double scale = *high > least ? kBins / (*high - least) : 0.0;
-  std::vector<uint8_t> bins(cols);
-  for (int64_t c = 0; c < cols; ++c) {
-    bins[c] = static_cast<uint8_t>(std::min((spread[c] - least) * scale, kBins - 1.0));
-  }
-  return bins;
-}
 
 // Neighbouring bins that share a table.
 struct Group {
@@ -54,19 +31,11 @@ struct Group {
   }
 };
 
-std::vector<Group> CountBins(absl::Span<const int32_t> values, absl::Span<const uint8_t> bins) {
-  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
-  std::vector<TokenCounts> counts(kBins);
-  for (const uint8_t bin : bins) counts[bin].resize(finest.size());
-  for (size_t begin = 0; begin < values.size(); begin += bins.size()) {
-    for (size_t c = 0; c < bins.size(); ++c) {
-      ++counts[bins[c]][finest.TokenOf(TokenAlphabet::Zigzag(values[begin + c]))];
-    }
-  }
+std::vector<Group> GroupsOf(const CodeCounts& counts) {
   std::vector<Group> groups;
-  for (int bin = 0; bin < kBins; ++bin) {
-    if (counts[bin].empty()) continue;
-    groups.push_back(Group::Of({static_cast<uint8_t>(bin)}, std::move(counts[bin])));
+  for (int bin = 0; bin < kSpreadBins; ++bin) {
+    if (counts.of_bin[bin].empty()) continue;
+    groups.push_back(Group::Of({static_cast<uint8_t>(bin)}, counts.of_bin[bin]));
   }
   return groups;
 }
@@ -137,24 +106,62 @@ double FillTables(const std::vector<Group>& groups, int precision,
 
 }  // namespace
 
-CodingModel ChooseModel(absl::Span<const int32_t> values, int64_t cols) {
-  const std::vector<uint8_t> bins = BinColumns(values, cols);
-  std::vector<Group> groups = CountBins(values, bins);
+std::vector<uint8_t> BinColumns(absl::Span<const double> squares, int64_t rows) {
+  std::vector<double> spread;
+  spread.reserve(squares.size());
+  for (const double each : squares) {
+    spread.push_back(std::log2(std::sqrt(each / static_cast<double>(rows)) + kLeastSpread));
+  }
+  const auto [low, high] = std::minmax_element(spread.begin(), spread.end());
+  const double least = *low;
+  const double scale = *high > least ? kSpreadBins / (*high - least) : 0.0;
+  std::vector<uint8_t> bins;
+  bins.reserve(spread.size());
+  for (const double each : spread) {
+    bins.push_back(static_cast<uint8_t>(std::min((each - least) * scale, kSpreadBins - 1.0)));
+  }
+  return bins;
+}
+
+CodeCounts CountTokens(absl::Span<const int32_t> values, int64_t cols) {
+  std::vector<double> squares(cols);
+  for (size_t begin = 0; begin < values.size(); begin += cols) {
+    for (int64_t c = 0; c < cols; ++c) {
+      squares[c] += static_cast<double>(values[begin + c]) * values[begin + c];
+    }
+  }
+  const auto size = static_cast<int64_t>(values.size());
+  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
+  CodeCounts counts = {.values = size,
+                       .bin_of_column = BinColumns(squares, size / cols),
+                       .of_bin = std::vector<TokenCounts>(kSpreadBins)};
+  const std::vector<uint8_t>& bins = counts.bin_of_column;
+  for (const uint8_t bin : bins) counts.of_bin[bin].resize(finest.size());
+  for (size_t begin = 0; begin < values.size(); begin += cols) {
+    for (int64_t c = 0; c < cols; ++c) {
+      ++counts.of_bin[bins[c]][finest.TokenOf(TokenAlphabet::Zigzag(values[begin + c]))];
+    }
+  }
+  return counts;
+}
+
+CodingModel ChooseModel(const CodeCounts& counts) {
+  std::vector<Group> groups = GroupsOf(counts);
   Group all = MergeAll(groups);
   MergeGroups(groups);
-  const double bits_of_classes = kBitsOfAClass * static_cast<double>(cols);
+  const double bits_of_classes = kBitsOfAClass * static_cast<double>(counts.bin_of_column.size());
   if (SumOfBits(groups) + bits_of_classes >= all.choice.bits + kBitsOfASplit) {
     groups.clear();
     groups.push_back(std::move(all));
   }
 
   CodingModel model;
-  std::vector<uint8_t> class_of_bin(kBins);
+  std::vector<uint8_t> class_of_bin(kSpreadBins);
   for (size_t k = 0; k < groups.size(); ++k) {
     for (const uint8_t bin : groups[k].bins) class_of_bin[bin] = static_cast<uint8_t>(k);
     model.has_escapes |= groups[k].counts[TokenAlphabet::kEscape] > 0;
   }
-  for (const uint8_t bin : bins) model.class_of_column.push_back(class_of_bin[bin]);
+  for (const uint8_t bin : counts.bin_of_column) model.class_of_column.push_back(class_of_bin[bin]);
   model.bits = std::numeric_limits<double>::infinity();
   for (const int precision : kPrecisions) {
     std::vector<CodingModel::Table> tables;

@@ -9,6 +9,20 @@
 namespace quantd::compute {
 
 inline constexpr int kMaxClasses = 16;
+// Columns are sorted into this many bins of equal width on a logarithmic scale of their spread.
+inline constexpr int kSpreadBins = 64;
+
+// What a model is chosen by: how often the tokens of a matrix occur in columns of like spread.
+struct CodeCounts {
+  int64_t values = 0;
+  std::vector<uint8_t> bin_of_column;
+  std::vector<TokenCounts> of_bin;  // kSpreadBins; empty for a bin without columns
+};
+
+// The bin of each column, by the sums of squares of its `rows` values.
+std::vector<uint8_t> BinColumns(absl::Span<const double> squares, int64_t rows);
+// Of rows of `cols` values each.
+CodeCounts CountTokens(absl::Span<const int32_t> values, int64_t cols);
 
 // The static tables of a matrix of integers: columns of like spread form a class with a table of
 // its own. WaterSIC's codes of column i spread as s L_ii / c, and its theory speaks of their
@@ -26,8 +40,8 @@ struct CodingModel {
   double bits = 0.0;  // of all values, tables and classes; segments come on top
 };
 
-// The model that codes `values`, rows of `cols` each, in about the fewest bits. Deterministic; a
-// few milliseconds for a million values. `values` is not empty.
-CodingModel ChooseModel(absl::Span<const int32_t> values, int64_t cols);
+// The model that codes values of these counts, one or more of them, in about the fewest bits.
+// Deterministic; a few milliseconds.
+CodingModel ChooseModel(const CodeCounts& counts);
 
 }  // namespace quantd::compute

@@ -67,6 +67,18 @@ double EmpiricalEntropy(absl::Span<const int32_t> values) {
   return range <= kLargestTable ? CountInTable(values, least, range) : CountSorted(values);
 }
 
+std::optional<double> EntropyOf(const CodeCounts& counts) {
+  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
+  LogSum sum;
+  for (uint32_t token = 0; token < finest.size(); ++token) {
+    uint32_t all = 0;
+    for (const TokenCounts& bin : counts.of_bin) all += bin.empty() ? 0 : bin[token];
+    if (all > 0 && !finest.IsDirect(token)) return std::nullopt;
+    sum.Add(all);
+  }
+  return counts.values == 0 ? 0.0 : sum.Entropy(counts.values);
+}
+
 double LatticeRate(double entropy, int64_t rows, int64_t cols, int64_t dead) {
   constexpr double kSideBits = 16.0;
   const auto r = static_cast<double>(rows);

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "compute/coding/coding_model.h"
 
 // Entropy coding of a matrix of integers: interleaved rANS (Duda, arXiv 1311.2540) with static
 // tables for classes of columns (coding_model.h), in segments that decode independently.
@@ -54,10 +55,14 @@ struct CodedIntegersView {
 // than 2^32 - 1 words. Thread-safe.
 absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols,
                                              int64_t segment_values = 0);
+// The same with a model chosen by the values' counts; `values` is not empty.
+absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values,
+                                             const CodingModel& model, int64_t segment_values = 0);
 
 // Bits that EncodeIntegers will store, all tensors together, to a fraction of a percent and without
 // coding: for searches. Thread-safe.
 double EstimateCodedBits(absl::Span<const int32_t> values, int64_t cols);
+double EstimateCodedBits(const CodeCounts& counts);
 
 // Decodes data of untrusted origin that must hold rows * cols values. Sizes, offsets and tables are
 // checked before the result is allocated, and every segment has brought at least 136 bytes for its

@@ -11,60 +11,20 @@
 #include "compute/coding/frequency_table.h"
 #include "compute/coding/integer_coder.h"
 #include "compute/coding/stream_header.h"
+#include "compute/coding/stream_start.h"
 #include "compute/coding/token_alphabet.h"
+#include "compute/coding/token_step.h"
 
 namespace quantd::compute {
 namespace {
 
 constexpr int64_t kMinSegmentValues = int64_t{1} << 12;
 
-int64_t SegmentValues(double bits_a_value) {
-  int64_t values = kMaxSegmentValues;
-  while (values > kMinSegmentValues &&
-         static_cast<double>(values) * bits_a_value > 8.0 * kMaxSegmentBytes) {
-    values /= 2;
-  }
-  return values;
-}
-
-// One step x -> floor(x / f) 2^n + start + x mod f, the division by a multiplication: exact for
-// 32-bit x and f >= 2 (Lemire et al., arXiv 1902.01961). For f = 1 the quotient comes out one too
-// small, which the offset makes up for.
-class TokenStep {
- public:
-  TokenStep() = default;
-  TokenStep(uint32_t start, uint32_t frequency, int precision)
-      : reciprocal_(frequency > 1 ? std::numeric_limits<uint64_t>::max() / frequency + 1
-                                  : std::numeric_limits<uint64_t>::max()),
-        limit_(static_cast<uint64_t>(frequency) << (2 * kWordBits - precision)),
-        complement_((1u << precision) - frequency),
-        offset_(frequency > 1 ? start : start + complement_) {}
-
-  bool Overflows(uint32_t state) const { return state >= limit_; }
-  uint32_t operator()(uint32_t state) const {
-    const auto product = static_cast<unsigned __int128>(reciprocal_) * state;
-    return state + offset_ + static_cast<uint32_t>(product >> 64) * complement_;
-  }
-
- private:
-  uint64_t reciprocal_ = 0;
-  uint64_t limit_ = 0;  // states from here on give a word away first
-  uint32_t complement_ = 0;
-  uint32_t offset_ = 0;
-};
-
 class SegmentEncoder {
  public:
   explicit SegmentEncoder(const CodingModel& model) : cols_(model.class_of_column.size()) {
     for (const CodingModel::Table& table : model.tables) {
-      classes_.push_back({.alphabet = table.alphabet, .steps = {}});
-      uint32_t start = 0;
-      for (const uint16_t frequency : table.frequencies) {
-        TokenStep step;
-        if (frequency > 0) step = TokenStep(start, frequency, model.precision);
-        classes_.back().steps.push_back(step);
-        start += frequency;
-      }
+      classes_.push_back({.alphabet = table.alphabet, .steps = StepsOf(table, model.precision)});
     }
     // A round may begin in any column and go over the end of a row, more than once if it is short.
     for (int64_t i = 0; i < cols_ + kLanes; ++i) {
@@ -180,51 +140,88 @@ bool AppendSegments(absl::Span<const int32_t> values, const CodingModel& model,
   return true;
 }
 
-double BitsAValue(const CodingModel& model, absl::Span<const int32_t> values) {
-  return model.bits / static_cast<double>(values.size());
-}
-
 }  // namespace
 
-absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols,
-                                             int64_t segment_values) {
+std::vector<TokenStep> StepsOf(const CodingModel::Table& table, int precision) {
+  std::vector<TokenStep> steps;
+  uint32_t start = 0;
+  for (const uint16_t frequency : table.frequencies) {
+    steps.push_back(frequency > 0 ? TokenStep(start, frequency, precision) : TokenStep());
+    start += frequency;
+  }
+  return steps;
+}
+
+int64_t SegmentValues(const CodingModel& model, int64_t count) {
+  const double bits_a_value = model.bits / static_cast<double>(count);
+  int64_t values = kMaxSegmentValues;
+  while (values > kMinSegmentValues &&
+         static_cast<double>(values) * bits_a_value > 8.0 * kMaxSegmentBytes) {
+    values /= 2;
+  }
+  return values;
+}
+
+CodedIntegers BeginStream(const CodingModel& model, int64_t count, int64_t segment_values,
+                          uint64_t checksum) {
   StreamHeader header = {};
   std::memcpy(header.magic, kStreamMagic, sizeof(header.magic));
-  header.precision = kMinPrecision;
+  header.precision = static_cast<uint8_t>(model.precision);
+  header.classes = static_cast<uint8_t>(model.tables.size());
   header.lanes = kLanes;
-  header.segment_values = kMaxSegmentValues;
-  header.cols = static_cast<uint32_t>(cols);
-  header.count = values.size();
-  header.checksum = XXH3_64bits(values.data(), values.size() * sizeof(int32_t));
+  header.segment_values = static_cast<uint32_t>(segment_values);
+  header.cols = static_cast<uint32_t>(model.class_of_column.size());
+  header.count = static_cast<uint64_t>(count);
+  header.checksum = checksum;
   CodedIntegers coded;
   coded.stream.resize(sizeof(header));
-  coded.segment_offsets = {0, 0};
-  if (!values.empty()) {
-    const CodingModel model = ChooseModel(values, cols);
-    header.precision = static_cast<uint8_t>(model.precision);
-    header.classes = static_cast<uint8_t>(model.tables.size());
-    if (segment_values == 0) segment_values = SegmentValues(BitsAValue(model, values));
-    header.segment_values = static_cast<uint32_t>(segment_values);
-    AppendClasses(model, coded.stream);
-    for (const CodingModel::Table& table : model.tables) {
-      coded.frequencies.insert(coded.frequencies.end(), table.frequencies.begin(),
-                               table.frequencies.end());
-    }
-    if (!AppendSegments(values, model, segment_values, coded)) {
-      return absl::OutOfRangeError(
-          absl::StrCat("z_stream: ", values.size(), " values need more words than 32 bits count"));
-    }
-  }
   std::memcpy(coded.stream.data(), &header, sizeof(header));
+  coded.segment_offsets = {0, 0};
+  if (model.tables.empty()) return coded;
+  AppendClasses(model, coded.stream);
+  for (const CodingModel::Table& table : model.tables) {
+    coded.frequencies.insert(coded.frequencies.end(), table.frequencies.begin(),
+                             table.frequencies.end());
+  }
   return coded;
 }
 
+absl::Status TooManyWords(int64_t values) {
+  return absl::OutOfRangeError(
+      absl::StrCat("z_stream: ", values, " values need more words than 32 bits count"));
+}
+
+absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values,
+                                             const CodingModel& model, int64_t segment_values) {
+  const auto count = static_cast<int64_t>(values.size());
+  if (segment_values == 0) segment_values = SegmentValues(model, count);
+  CodedIntegers coded = BeginStream(model, count, segment_values,
+                                    XXH3_64bits(values.data(), values.size() * sizeof(int32_t)));
+  if (!AppendSegments(values, model, segment_values, coded)) return TooManyWords(count);
+  return coded;
+}
+
+absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, int64_t cols,
+                                             int64_t segment_values) {
+  if (!values.empty()) {
+    return EncodeIntegers(values, ChooseModel(CountTokens(values, cols)), segment_values);
+  }
+  CodingModel none;
+  none.precision = kMinPrecision;
+  none.class_of_column.resize(cols);
+  return BeginStream(none, 0, kMaxSegmentValues, XXH3_64bits(nullptr, 0));
+}
+
 double EstimateCodedBits(absl::Span<const int32_t> values, int64_t cols) {
+  return EstimateCodedBits(values.empty() ? CodeCounts() : CountTokens(values, cols));
+}
+
+double EstimateCodedBits(const CodeCounts& counts) {
   double bits = 8.0 * (sizeof(StreamHeader) + 2 * sizeof(uint32_t));
-  if (values.empty()) return bits;
-  const CodingModel model = ChooseModel(values, cols);
-  const int64_t size = SegmentValues(BitsAValue(model, values));
-  const int64_t segments = (static_cast<int64_t>(values.size()) + size - 1) / size;
+  if (counts.values == 0) return bits;
+  const CodingModel model = ChooseModel(counts);
+  const int64_t size = SegmentValues(model, counts.values);
+  const int64_t segments = (counts.values + size - 1) / size;
   // Of the 32 bits of a final state, 16 are there from the start and 7 more are unused on average:
   // states are spread as 1 / x over 16 octaves.
   constexpr double kBitsOfAState = 24.0;

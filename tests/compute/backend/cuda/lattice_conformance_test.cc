@@ -111,8 +111,8 @@ class CudaLatticeTest : public CudaTest {
         cpu_.backend->FitLatticeScales(*cpu_.stream, want.problem, want.codes, want.alpha).value();
     const LatticeScales scales =
         cuda_.backend->FitLatticeScales(*cuda_.stream, got.problem, got.codes, got.alpha).value();
-    EXPECT_EQ(scales.rounds, fitted.rounds);
-    EXPECT_NEAR(scales.loss, fitted.loss, 1e-6 * fitted.loss);
+    EXPECT_NEAR(scales.loss, fitted.loss,
+                1e-6 * std::abs(fitted.loss) + 1e-12 * want.problem.energy);
     if (equal < 1.0) return;  // scales of other codes
     EXPECT_THAT(got.codes.gamma, Pointwise(DoubleNear(1e-9), want.codes.gamma));
     EXPECT_LE(RelativeDistance(scales.row, fitted.row), 1e-6);
