@@ -9,7 +9,9 @@
 #include "compute/backend/cuda/lattice_problem.h"
 #include "compute/backend/cuda/lattice_scales.h"
 #include "compute/backend/cuda/matrix.h"
+#include "compute/backend/cuda/measure.h"
 #include "compute/backend/cuda/moment_factor.h"
+#include "compute/backend/cuda/round_to_nearest.h"
 #include "compute/backend/cuda/successive_cancellation.h"
 #include "compute/backend/operands.h"
 
@@ -75,12 +77,12 @@ class CudaBackend final : public Backend {
     return absl::UnimplementedError("transforms");
   }
 
-  absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& /*format*/,
+  absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& format,
                                                  const BlockTransform& transform,
                                                  const DeviceTensor& weight) override {
     auto cuda = Enter(stream, operands::CheckRoundToNearest(transform, weight));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("rtn");
+    return CudaRoundToNearest(**cuda, format, transform, weight);
   }
 
   absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& /*format*/,
@@ -95,24 +97,24 @@ class CudaBackend final : public Backend {
                                                  const DeviceTensor& second_moment) override {
     auto cuda = Enter(stream, operands::CheckWeightError(weight, dequantized, second_moment));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("weight error");
+    return CudaMeasureWeightError(**cuda, weight, dequantized, second_moment);
   }
 
   absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
                                               const DeviceTensor& sample) override {
     auto cuda = Enter(stream, operands::CheckOutputs(weight, sample));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("outputs");
+    return CudaComputeOutputs(**cuda, weight, sample);
   }
 
-  absl::StatusOr<OutputError> MeasureOutputError(Stream& stream, const NumberFormat& /*format*/,
+  absl::StatusOr<OutputError> MeasureOutputError(Stream& stream, const NumberFormat& format,
                                                  const BlockTransform& transform,
                                                  const DeviceTensor& decoded,
                                                  const DeviceTensor& sample,
                                                  const DeviceTensor& outputs) override {
     auto cuda = Enter(stream, operands::CheckOutputError(transform, decoded, sample, outputs));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("output error");
+    return CudaMeasureOutputError(**cuda, format, transform, decoded, sample, outputs);
   }
 
   absl::StatusOr<double> MeasureSpread(Stream& stream, const BlockTransform& transform,
@@ -120,7 +122,7 @@ class CudaBackend final : public Backend {
                                        const DeviceTensor& block_moment) override {
     auto cuda = Enter(stream, operands::CheckSpread(transform, weight, block_moment));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("spread");
+    return CudaMeasureSpread(**cuda, transform, weight, block_moment);
   }
 
   absl::StatusOr<DeviceTensor> Submatrix(Stream& stream, const DeviceTensor& matrix,
@@ -209,7 +211,7 @@ class CudaBackend final : public Backend {
     auto cuda =
         Enter(stream, operands::CheckDriftError(weight, dequantized, moment, moment_hat, cross));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("drift error");
+    return CudaMeasureDriftError(**cuda, weight, dequantized, moment, moment_hat, cross);
   }
 
  private:

@@ -1,0 +1,383 @@
+#include <algorithm>
+
+#include "compute/backend/cuda/block_product.cuh"
+#include "compute/backend/cuda/number_format.cuh"
+#include "compute/backend/cuda/rounding_kernels.h"
+
+namespace quantd::compute {
+namespace {
+
+using Rule = FormatSpec::Rule;
+
+constexpr int kThreads = 256;
+constexpr int kRun = 8;  // codes that a thread packs: whole bytes for any bits
+
+__device__ void StoreScale(const FormatSpec& spec, double scale, double global, int64_t at,
+                           uint8_t* scales) {
+  const uint32_t stored = StoredScale(spec, scale, global);
+  switch (spec.rule) {
+    case Rule::kFp8:
+      reinterpret_cast<uint32_t*>(scales)[at] = stored;
+      return;
+    case Rule::kIntegerAmax:
+    case Rule::kIntegerGaussian:
+      reinterpret_cast<uint16_t*>(scales)[at] = static_cast<uint16_t>(stored);
+      return;
+    default:
+      scales[at] = static_cast<uint8_t>(stored);
+  }
+}
+
+// The low bytes of `packed`, those of codes [at, at + count) of a row.
+__device__ void StoreCodes(uint64_t packed, int bits, int count, uint8_t* to) {
+  if (bits == 4 && count == kRun && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+    *reinterpret_cast<uint32_t*>(to) = static_cast<uint32_t>(packed);
+  } else if (bits == 8 && count == kRun && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+    *reinterpret_cast<uint64_t*>(to) = packed;
+  } else {
+    for (int i = 0; i < count * bits / 8; ++i) to[i] = static_cast<uint8_t>(packed >> (8 * i));
+  }
+}
+
+// Rounds kRun values that share a scale in place to what they decode to; returns the packed codes.
+__device__ uint64_t RoundRun(const FormatSpec& spec, double scale, double factor,
+                             double (&values)[kRun]) {
+  uint64_t packed = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const uint32_t code = RoundElement(spec, values[i], factor);
+    packed |= uint64_t{code} << (i * spec.bits);
+    values[i] = DecodeElement(spec, code, scale);
+  }
+  return packed;
+}
+
+__global__ void AmaxKernel(int64_t count, const double* values, unsigned long long* amax) {
+  double largest = 0.0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    largest = fmax(largest, fabs(values[i]));
+  }
+  largest = MaxOverLanes<32>(largest);
+  // Magnitudes order like their bits.
+  if (threadIdx.x % 32 == 0) {
+    atomicMax(amax, static_cast<unsigned long long>(__double_as_longlong(largest)));
+  }
+}
+
+// --- Groups of 16, 32, .. 256 columns of a row: kLanes threads with kRun values each ------------
+
+// `kRule` < 0: any rule.
+template <int kRule>
+__device__ FormatSpec Specialized(FormatSpec spec) {
+  if (kRule >= 0) spec.rule = static_cast<Rule>(kRule);
+  if (kRule >= 0 && kRule <= static_cast<int>(Rule::kNvfp4Mse)) spec.bits = 4;
+  return spec;
+}
+
+template <int kLanes, int kRule>
+__global__ void __launch_bounds__(kThreads)
+    RoundGroupsKernel(FormatSpec given, double global, int64_t runs, const double* values,
+                      RoundedMatrix to) {
+  const FormatSpec spec = Specialized<kRule>(given);
+  const int64_t run = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  double v[kRun] = {};
+  if (run < runs) {
+    const auto* from = reinterpret_cast<const double2*>(values + run * kRun);
+#pragma unroll
+    for (int i = 0; i < kRun / 2; ++i) {
+      const double2 pair = from[i];
+      v[2 * i] = pair.x;
+      v[2 * i + 1] = pair.y;
+    }
+  }
+  const double scale = GroupScale<kLanes, kRun>(spec, v, global);  // all lanes take part
+  if (run >= runs) return;
+  if (to.scales != nullptr && run % kLanes == 0) {
+    StoreScale(spec, scale, global, run / kLanes, to.scales);
+  }
+  const uint64_t packed = RoundRun(spec, scale, RoundingFactor(scale), v);
+  if (to.codes != nullptr) StoreCodes(packed, spec.bits, kRun, to.codes + run * spec.bits);
+  if (to.decoded == nullptr) return;
+  auto* decoded = reinterpret_cast<double2*>(to.decoded + run * kRun);
+#pragma unroll
+  for (int i = 0; i < kRun / 2; ++i) decoded[i] = {v[2 * i], v[2 * i + 1]};
+}
+
+template <int kLanes>
+cudaError_t LaunchRoundGroups(cudaStream_t stream, const FormatSpec& spec, double global,
+                              int64_t count, const double* values, const RoundedMatrix& to) {
+  const int64_t runs = count / kRun;
+  const auto blocks = static_cast<unsigned>((runs + kThreads - 1) / kThreads);
+  const auto launch = [&](auto kernel) {
+    kernel<<<blocks, kThreads, 0, stream>>>(spec, global, runs, values, to);
+    return cudaGetLastError();
+  };
+  if (kLanes == 2 && spec.rule == Rule::kNvfp4Mse) {
+    return launch(RoundGroupsKernel<2, static_cast<int>(Rule::kNvfp4Mse)>);
+  }
+  if (kLanes == 2 && spec.rule == Rule::kNvfp4Amax) {
+    return launch(RoundGroupsKernel<2, static_cast<int>(Rule::kNvfp4Amax)>);
+  }
+  if (kLanes == 4 && spec.rule == Rule::kMxfp4Noclip) {
+    return launch(RoundGroupsKernel<4, static_cast<int>(Rule::kMxfp4Noclip)>);
+  }
+  return launch(RoundGroupsKernel<kLanes, -1>);
+}
+
+// --- Any grid: scales first, then codes ---------------------------------------------------------
+
+template <typename Combine>
+__device__ double OverBlock(double value, Combine combine) {
+  __shared__ double parts[32];
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    value = combine(value, __shfl_xor_sync(0xffffffffu, value, lanes));
+  }
+  __syncthreads();  // parts may still be read by an earlier call
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = parts[0];
+  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) value = combine(value, parts[warp]);
+  return value;
+}
+
+// One block of threads a group; groups are counted along their rows.
+__global__ void GroupScalesKernel(FormatSpec spec, double global, int64_t rows, int64_t cols,
+                                  const double* values, double* scales) {
+  const int64_t groups_a_row = (cols + spec.grid_cols - 1) / spec.grid_cols;
+  const int64_t row0 = blockIdx.x / groups_a_row * spec.grid_rows;
+  const int64_t col0 = blockIdx.x % groups_a_row * spec.grid_cols;
+  const int64_t row_end = min(row0 + spec.grid_rows, rows);
+  const int64_t col_end = min(col0 + spec.grid_cols, cols);
+  double amax = 0.0;
+  for (int64_t r = row0; r < row_end; ++r) {
+    for (int64_t c = col0 + threadIdx.x; c < col_end; c += blockDim.x) {
+      amax = fmax(amax, fabs(values[r * cols + c]));
+    }
+  }
+  amax = OverBlock(amax, [](double a, double b) { return fmax(a, b); });
+  double scale = 0.0;
+  if (spec.rule == Rule::kIntegerGaussian) {
+    double squares = 0.0;
+    for (int64_t c = col0 + threadIdx.x; amax > 0.0 && c < col_end; c += blockDim.x) {
+      squares += RelativeSquare(values[row0 * cols + c], amax);
+    }
+    squares = OverBlock(squares, [](double a, double b) { return a + b; });
+    scale = ScaleOfSquares(spec, amax, squares);
+  } else {
+    scale = ScaleOfAmax(spec, amax, global);
+  }
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+}
+
+__global__ void StoreScalesKernel(FormatSpec spec, double global, int64_t count,
+                                  const double* scales, uint8_t* to) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) StoreScale(spec, scales[i], global, i, to);
+}
+
+// A thread takes kRun neighbouring columns of a row, each under its own scale.
+__global__ void RoundRunsKernel(FormatSpec spec, int64_t rows, int64_t cols, const double* values,
+                                const double* scales, RoundedMatrix to) {
+  const int64_t runs_a_row = (cols + kRun - 1) / kRun;
+  const int64_t groups_a_row = (cols + spec.grid_cols - 1) / spec.grid_cols;
+  const int64_t run = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t r = run / runs_a_row;
+  if (r >= rows) return;
+  const int64_t c0 = run % runs_a_row * kRun;
+  const int count = static_cast<int>(min(int64_t{kRun}, cols - c0));
+  const double* row_scales = scales + r / spec.grid_rows * groups_a_row;
+  uint64_t packed = 0;
+  for (int i = 0; i < count; ++i) {
+    const double scale = row_scales[(c0 + i) / spec.grid_cols];
+    const int64_t at = r * cols + c0 + i;
+    const uint32_t code = RoundElement(spec, values[at], RoundingFactor(scale));
+    packed |= uint64_t{code} << (i * spec.bits);
+    if (to.decoded != nullptr) to.decoded[at] = DecodeElement(spec, code, scale);
+  }
+  if (to.codes != nullptr) {
+    StoreCodes(packed, spec.bits, count, to.codes + (r * cols + c0) * spec.bits / 8);
+  }
+}
+
+cudaError_t LaunchRoundAny(cudaStream_t stream, const FormatSpec& spec, double global, int64_t rows,
+                           int64_t cols, const double* values, double* scratch,
+                           const RoundedMatrix& to) {
+  const int64_t groups = ScaleCount(spec, rows, cols);
+  const int threads = spec.grid_rows * spec.grid_cols <= 512 ? 32 : kThreads;
+  GroupScalesKernel<<<static_cast<unsigned>(groups), threads, 0, stream>>>(spec, global, rows, cols,
+                                                                           values, scratch);
+  cudaError_t code = cudaGetLastError();
+  if (code != cudaSuccess) return code;
+  if (to.scales != nullptr) {
+    const auto blocks = static_cast<unsigned>((groups + kThreads - 1) / kThreads);
+    StoreScalesKernel<<<blocks, kThreads, 0, stream>>>(spec, global, groups, scratch, to.scales);
+    code = cudaGetLastError();
+    if (code != cudaSuccess) return code;
+  }
+  const int64_t runs = rows * ((cols + kRun - 1) / kRun);
+  const auto blocks = static_cast<unsigned>((runs + kThreads - 1) / kThreads);
+  RoundRunsKernel<<<blocks, kThreads, 0, stream>>>(spec, rows, cols, values, scratch, to);
+  return cudaGetLastError();
+}
+
+bool IsGroupOfRuns(const FormatSpec& spec) {
+  const int64_t lanes = spec.grid_cols / kRun;
+  return spec.grid_rows == 1 && spec.grid_cols % kRun == 0 && lanes >= 2 && lanes <= 32 &&
+         (lanes & (lanes - 1)) == 0;
+}
+
+// --- Transformed tiles --------------------------------------------------------------------------
+
+constexpr int kHalf = 16;  // columns of a tile that a thread rounds: a row has two
+static_assert(kTileCols == 2 * kHalf && kTileRows * 2 == kTileThreads);
+
+// Rounds the thread's half row of the tile in place to what it decodes to.
+template <int kGroup>
+__device__ void RoundHalfRow(const FormatSpec& spec, double global, int64_t rows, int64_t cols,
+                             int64_t row0, int64_t col0, const RoundedMatrix& to,
+                             TileOperands& tile) {
+  const int half = threadIdx.x % 2;
+  const int64_t r = row0 + threadIdx.x / 2;
+  const int64_t c = col0 + half * kHalf;
+  double* const values = &tile.rows[threadIdx.x / 2][half * kHalf];
+  double v[kHalf];
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) v[i] = values[i];
+  const double scale = GroupScale<kGroup / kHalf, kHalf>(spec, v, global);  // all lanes take part
+  if (r < rows && c < cols && c % kGroup == 0) {
+    StoreScale(spec, scale, global, (r * cols + c) / kGroup, to.scales);
+  }
+  const double factor = RoundingFactor(scale);
+#pragma unroll
+  for (int run = 0; run < kHalf / kRun; ++run) {
+    uint64_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const uint32_t code = RoundElement(spec, v[run * kRun + i], factor);
+      packed |= uint64_t{code} << (i * spec.bits);
+      values[run * kRun + i] = DecodeElement(spec, code, scale);
+    }
+    if (r < rows && c < cols) {
+      StoreCodes(packed, spec.bits, kRun,
+                 to.codes + (r * cols + c + run * kRun) / kRun * spec.bits);
+    }
+  }
+}
+
+template <int kGroup, int kRule>
+__global__ void __launch_bounds__(kTileThreads)
+    RoundTransformedKernel(FormatSpec given, double global, BlockStackView<double> tw,
+                           BlockStackView<float> tx, int64_t rows, int64_t cols,
+                           const double* weight, RoundedMatrix to, double* dequantized) {
+  __shared__ TileOperands tile;
+  const FormatSpec spec = Specialized<kRule>(given);
+  const int64_t col0 = int64_t{blockIdx.x} * kTileCols;
+  const int64_t row0 = int64_t{blockIdx.y} * kTileRows;
+  const int64_t width = min(int64_t{kTileCols}, cols - col0);
+  LoadRows(weight, rows, cols, row0, col0, width, tile);
+  LoadBlock<false>(tw, cols, col0, 0, 0, tile);
+  __syncthreads();
+  {
+    TileSums sums = {};
+    MultiplyTile(tile, sums);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColsPerThread; ++j) tile.rows[TileRow(i)][TileCol(j)] = sums[i][j];
+    }
+  }
+  __syncthreads();
+  RoundHalfRow<kGroup>(spec, global, rows, cols, row0, col0, to, tile);
+  LoadBlock<true>(tx, cols, col0, 0, 0, tile);
+  __syncthreads();
+  TileSums sums = {};
+  MultiplyTile(tile, sums);
+#pragma unroll
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    const int64_t r = row0 + TileRow(i);
+#pragma unroll
+    for (int j = 0; j < kColsPerThread; ++j) {
+      const int64_t c = TileCol(j);
+      if (r >= rows || c >= width) continue;
+      dequantized[r * cols + col0 + c] = sums[i][j];
+      to.decoded[r * cols + col0 + c] = tile.rows[TileRow(i)][c];
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchAmax(cudaStream_t stream, int64_t count, const double* values, double* amax) {
+  const cudaError_t code = cudaMemsetAsync(amax, 0, sizeof(double), stream);
+  if (code != cudaSuccess || count == 0) return code;
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>((count + kThreads - 1) / kThreads, 2112));
+  AmaxKernel<<<blocks, kThreads, 0, stream>>>(count, values,
+                                              reinterpret_cast<unsigned long long*>(amax));
+  return cudaGetLastError();
+}
+
+int64_t ScaleCount(const FormatSpec& spec, int64_t rows, int64_t cols) {
+  return ((rows + spec.grid_rows - 1) / spec.grid_rows) *
+         ((cols + spec.grid_cols - 1) / spec.grid_cols);
+}
+
+bool NeedsScaleScratch(const FormatSpec& spec) { return !IsGroupOfRuns(spec); }
+
+cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double global, int64_t rows,
+                        int64_t cols, const double* values, double* scratch,
+                        const RoundedMatrix& to) {
+  if (rows == 0 || cols == 0) return cudaSuccess;
+  if (!IsGroupOfRuns(spec)) {
+    return LaunchRoundAny(stream, spec, global, rows, cols, values, scratch, to);
+  }
+  switch (spec.grid_cols / kRun) {
+    case 2:
+      return LaunchRoundGroups<2>(stream, spec, global, rows * cols, values, to);
+    case 4:
+      return LaunchRoundGroups<4>(stream, spec, global, rows * cols, values, to);
+    case 8:
+      return LaunchRoundGroups<8>(stream, spec, global, rows * cols, values, to);
+    case 16:
+      return LaunchRoundGroups<16>(stream, spec, global, rows * cols, values, to);
+    default:
+      return LaunchRoundGroups<32>(stream, spec, global, rows * cols, values, to);
+  }
+}
+
+bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size) {
+  return kTileCols % block_size == 0 && spec.grid_rows == 1 &&
+         (spec.grid_cols == 16 || spec.grid_cols == 32);
+}
+
+cudaError_t LaunchRoundTransformed(cudaStream_t stream, const FormatSpec& spec, double global,
+                                   const RoundingTransform& transform, int64_t rows, int64_t cols,
+                                   const double* weight, const RoundedMatrix& to,
+                                   double* dequantized) {
+  if (rows == 0 || cols == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>((cols + kTileCols - 1) / kTileCols),
+                  static_cast<unsigned>((rows + kTileRows - 1) / kTileRows));
+  const auto launch = [&](auto kernel) {
+    kernel<<<grid, kTileThreads, 0, stream>>>(
+        spec, global, ViewBlocks(transform.tw, transform.block_size),
+        ViewBlocks(transform.tx, transform.block_size), rows, cols, weight, to, dequantized);
+    return cudaGetLastError();
+  };
+  switch (spec.rule) {
+    case Rule::kMxfp4Noclip:
+      return launch(RoundTransformedKernel<32, static_cast<int>(Rule::kMxfp4Noclip)>);
+    case Rule::kMxfp4Ocp:
+      return launch(RoundTransformedKernel<32, static_cast<int>(Rule::kMxfp4Ocp)>);
+    case Rule::kNvfp4Amax:
+      return launch(RoundTransformedKernel<16, static_cast<int>(Rule::kNvfp4Amax)>);
+    case Rule::kNvfp4Mse:
+      return launch(RoundTransformedKernel<16, static_cast<int>(Rule::kNvfp4Mse)>);
+    default:
+      return spec.grid_cols == 16 ? launch(RoundTransformedKernel<16, -1>)
+                                  : launch(RoundTransformedKernel<32, -1>);
+  }
+}
+
+}  // namespace quantd::compute
