@@ -1,0 +1,140 @@
+// Every figure of the error report: CUDA against the CPU.
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "tests/compute/backend/cuda/transform_test.h"
+
+namespace quantd::compute {
+namespace {
+
+class CudaMeasureTest : public CudaTransformTest {
+ protected:
+  // Relative to the larger of the two.
+  static void ExpectNear(double a, double b, double bound, const std::string& what) {
+    EXPECT_LE(std::abs(a - b), bound * std::max(std::abs(a), std::abs(b))) << what;
+  }
+
+  void CompareWeightErrors(const Tensor& weight, const Tensor* dequantized, const Tensor* moment,
+                           double bound, const std::string& what) {
+    const auto measure = [&](Side& side) {
+      return side.backend
+          ->MeasureWeightError(*side.stream, side.Upload(weight),
+                               dequantized == nullptr ? DeviceTensor() : side.Upload(*dequantized),
+                               moment == nullptr ? DeviceTensor() : side.Upload(*moment))
+          .value();
+    };
+    const WeightError cuda = measure(cuda_);
+    const WeightError cpu = measure(cpu_);
+    EXPECT_EQ(cuda.max_abs, cpu.max_abs) << what;
+    ExpectNear(cuda.sum_squares, cpu.sum_squares, 1e-13, what);
+    EXPECT_LT(RelativeDistance(cuda.by_row, cpu.by_row), bound) << what;
+    EXPECT_LT(RelativeDistance(cuda.by_column, cpu.by_column), bound) << what;
+    const WeightError again = measure(cuda_);
+    EXPECT_TRUE(again.by_row == cuda.by_row && again.by_column == cuda.by_column &&
+                again.sum_squares == cuda.sum_squares)
+        << what;
+  }
+
+  Tensor Rounded(const Tensor& weight, Format format) {
+    const auto rounding =
+        NumberFormat::Create(ResolveRecipe({.format = format}).value(), weight.dim(1));
+    BlockTransform identity;
+    identity.identity = true;
+    const QuantizedWeight q =
+        cpu_.backend->RoundToNearest(*cpu_.stream, *rounding, identity, cpu_.Upload(weight))
+            .value();
+    return cpu_.backend->Download(*cpu_.stream, q.decoded).value();
+  }
+};
+
+TEST_F(CudaMeasureTest, WeightErrorsOfAnyMoment) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{37, 96}, {300, 512}, {1, 32}}) {
+    const Tensor w = Random({rows, cols}, 21);
+    const Tensor q = Rounded(w, Format::kMxfp4);
+    const Tensor full = RandomMoment(cols, 22);
+    const Tensor blocks = DiagonalBlocks(full, 32);
+    const std::string what = absl::StrCat(rows, "x", cols);
+    CompareWeightErrors(w, &q, nullptr, 1e-12, what);
+    CompareWeightErrors(w, nullptr, nullptr, 1e-12, what);
+    CompareWeightErrors(w, &q, &full, 1e-12, what);
+    CompareWeightErrors(w, nullptr, &full, 1e-12, what);
+    CompareWeightErrors(w, &q, &blocks, 1e-12, what);
+    CompareWeightErrors(w, nullptr, &blocks, 1e-12, what);
+  }
+}
+
+TEST_F(CudaMeasureTest, OutputsAndTheirErrors) {
+  for (const Recipe& given :
+       {Recipe{.format = Format::kMxfp4}, Recipe{.format = Format::kNvfp4},
+        Recipe{.format = Format::kInt3}, Recipe{.format = Format::kInt8},
+        Recipe{.format = Format::kInt4, .granularity = Granularity::kRow},
+        Recipe{.format = Format::kFp8, .granularity = Granularity::kRow},
+        Recipe{.format = Format::kFp8, .granularity = Granularity::kBlock128}}) {
+    const Recipe recipe = ResolveRecipe(given).value();
+    const Tensor w = Random({75, 192}, 23);
+    const Tensor x = Random({33, 192}, 24);
+    const auto format = NumberFormat::Create(recipe, 192);
+    for (const TransformKind kind : {TransformKind::kIdentity, TransformKind::kWush}) {
+      const BlockTransform transform = Solve(kind, 32, w);
+      const BlockTransform on_cuda = ToCuda(transform);
+      const auto measure = [&](Side& side, const BlockTransform& t) {
+        const DeviceTensor sample = side.Upload(x);
+        const DeviceTensor weight = side.Upload(w);
+        const DeviceTensor outputs =
+            side.backend->ComputeOutputs(*side.stream, weight, sample).value();
+        const QuantizedWeight q =
+            side.backend->RoundToNearest(*side.stream, *format, t, weight).value();
+        const OutputError error =
+            side.backend->MeasureOutputError(*side.stream, *format, t, q.decoded, sample, outputs)
+                .value();
+        return std::pair(side.Values(outputs), error);
+      };
+      const auto [cuda_outputs, cuda] = measure(cuda_, on_cuda);
+      const auto [cpu_outputs, cpu] = measure(cpu_, transform);
+      const std::string what = ToJson(recipe);
+      EXPECT_LT(RelativeDistance(cuda_outputs, cpu_outputs), 1e-13) << what;
+      ExpectNear(cuda.energy, cpu.energy, 1e-12, what);
+      // A tie of one activation that rounds the other way shows; none does here.
+      ExpectNear(cuda.error, cpu.error, 1e-10, what);
+    }
+  }
+}
+
+TEST_F(CudaMeasureTest, Spread) {
+  const Tensor w = Random({130, 192}, 25);
+  for (const int64_t size : {16, 32, 48, 64, 96}) {
+    const Tensor m = DiagonalBlocks(RandomMoment(192, 26), size);
+    for (const TransformKind kind :
+         {TransformKind::kIdentity, TransformKind::kRandom, TransformKind::kWus}) {
+      const BlockTransform transform = Solve(kind, size, w);
+      ExpectNear(
+          cuda_.backend
+              ->MeasureSpread(*cuda_.stream, ToCuda(transform), cuda_.Upload(w), cuda_.Upload(m))
+              .value(),
+          cpu_.backend->MeasureSpread(*cpu_.stream, transform, cpu_.Upload(w), cpu_.Upload(m))
+              .value(),
+          1e-12, absl::StrCat(size));
+    }
+  }
+}
+
+TEST_F(CudaMeasureTest, DriftError) {
+  const Tensor w = Random({75, 160}, 27);
+  const Tensor q = Rounded(w, Format::kMxfp4);
+  const Tensor m = RandomMoment(160, 28);
+  const Tensor hat = RandomMoment(160, 29);
+  const Tensor cross = Random({160, 160}, 30);
+  const auto measure = [&](Side& side) {
+    return side.backend
+        ->MeasureDriftError(*side.stream, side.Upload(w), side.Upload(q), side.Upload(m),
+                            side.Upload(hat), side.Upload(cross))
+        .value();
+  };
+  const OutputError cuda = measure(cuda_);
+  const OutputError cpu = measure(cpu_);
+  ExpectNear(cuda.energy, cpu.energy, 1e-12, "energy");
+  ExpectNear(cuda.error, cpu.error, 1e-11, "error");
+}
+
+}  // namespace
+}  // namespace quantd::compute
