@@ -16,7 +16,6 @@ namespace {
 
 // Rows that are taken at a time: bounds the scratch and the time until a cancel is seen.
 constexpr int64_t kSliceRows = 4096;
-static_assert(kSliceRows % kRowChunk == 0);
 
 // to (rows x cols) = a (rows x inner) b (inner x cols).
 absl::Status Multiply(CudaStream& stream, int64_t rows, int64_t cols, int64_t inner,
@@ -38,76 +37,10 @@ absl::Status MultiplyTransposed(CudaStream& stream, int64_t rows, int64_t cols, 
                   "product");
 }
 
-// d M for `rows` rows, M full or a stack of diagonal blocks.
-absl::Status MultiplyByMoment(CudaStream& stream, const DeviceTensor& moment, int64_t rows,
-                              int64_t cols, const double* d, double* to) {
-  const auto* m = DeviceData<double>(moment);
-  if (moment.shape().size() == 2) return Multiply(stream, rows, cols, cols, d, m, to);
-  // Blocks are symmetric.
-  return ToStatus(LaunchApplyBlocks(stream.get(), moment.dim(1), m, rows, cols, d, to),
-                  "product with the blocks of a moment");
-}
-
 double SumOf(const double* parts) {
   double sum = 0.0;
   for (int i = 0; i < kPartials; ++i) sum += parts[i];
   return sum;
-}
-
-// The second moment's part of a weight error: first stages by slices of rows, then the second.
-class ProductSums {
- public:
-  static absl::StatusOr<ProductSums> Create(CudaStream& stream, int64_t rows, int64_t cols) {
-    ProductSums sums(rows, cols);
-    auto partial =
-        DeviceBuffer<double>::Allocate(stream, rows * ColumnChunks(cols) + RowChunks(rows) * cols);
-    if (!partial.ok()) return partial.status();
-    sums.partial_ = *std::move(partial);
-    auto product = DeviceBuffer<double>::Allocate(stream, std::min(kSliceRows, rows) * cols);
-    if (!product.ok()) return product.status();
-    sums.product_ = *std::move(product);
-    return sums;
-  }
-
-  // Rows [first, first + rows) of dW, which `d` points at.
-  absl::Status Add(CudaStream& stream, const DeviceTensor& moment, int64_t first, int64_t rows,
-                   const double* d) {
-    absl::Status status = MultiplyByMoment(stream, moment, rows, cols_, d, product_.data());
-    if (!status.ok()) return status;
-    return ToStatus(LaunchProductSums(stream.get(), rows, cols_, product_.data(), d,
-                                      row_partial() + first * ColumnChunks(cols_),
-                                      column_partial() + first / kRowChunk * cols_),
-                    "weight error");
-  }
-
-  absl::Status Finish(CudaStream& stream, double* by_row, double* by_column) {
-    return ToStatus(LaunchFinishProductSums(stream.get(), rows_, cols_, row_partial(),
-                                            column_partial(), by_row, by_column),
-                    "weight error");
-  }
-
- private:
-  ProductSums(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}
-  double* row_partial() const { return partial_.data(); }
-  double* column_partial() const { return partial_.data() + rows_ * ColumnChunks(cols_); }
-
-  int64_t rows_;
-  int64_t cols_;
-  DeviceBuffer<double> partial_;
-  DeviceBuffer<double> product_;
-};
-
-WeightError ReadWeightError(const std::vector<double>& totals, int64_t rows, int64_t cols,
-                            bool has_moment) {
-  WeightError error;
-  const double* parts = totals.data();
-  error.max_abs = *std::max_element(parts, parts + kPartials);
-  error.sum_squares = SumOf(parts + kPartials);
-  if (!has_moment) return error;
-  const double* by_row = parts + 2 * kPartials;
-  error.by_row.assign(by_row, by_row + rows);
-  error.by_column.assign(by_row + rows, by_row + rows + cols);
-  return error;
 }
 
 absl::StatusOr<std::vector<double>> TransformedSquares(CudaStream& stream,
@@ -152,47 +85,6 @@ absl::StatusOr<std::vector<double>> TransformedMoment(CudaStream& stream,
 }
 
 }  // namespace
-
-absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
-                                                   const DeviceTensor& dequantized,
-                                                   const DeviceTensor& second_moment) {
-  const int64_t rows = weight.dim(0);
-  const int64_t cols = weight.dim(1);
-  const bool has_moment = !second_moment.empty();
-  const auto* w = DeviceData<double>(weight);
-  const auto* q = DeviceData<double>(dequantized);
-  // Of dW: partial maxima and sums of squares, then by row and by column.
-  auto totals = DeviceBuffer<double>::Allocate(stream, 2 * kPartials + rows + cols);
-  if (!totals.ok()) return totals.status();
-  DeviceBuffer<double> difference;
-  if (q != nullptr && has_moment) {
-    auto buffer = DeviceBuffer<double>::Allocate(stream, rows * cols);
-    if (!buffer.ok()) return buffer.status();
-    difference = *std::move(buffer);
-  }
-  absl::Status status =
-      ToStatus(LaunchDifference(stream.get(), rows * cols, w, q, difference.data(), totals->data()),
-               "weight error");
-  if (!status.ok()) return status;
-  if (has_moment) {
-    const double* d = q == nullptr ? w : difference.data();
-    absl::StatusOr<ProductSums> sums = ProductSums::Create(stream, rows, cols);
-    if (!sums.ok()) return sums.status();
-    for (int64_t first = 0; first < rows && status.ok(); first += kSliceRows) {
-      status = stream.CheckCancelled();
-      if (!status.ok()) return status;
-      status = sums->Add(stream, second_moment, first, std::min(kSliceRows, rows - first),
-                         d + first * cols);
-    }
-    double* const by_row = totals->data() + 2 * kPartials;
-    if (status.ok()) status = sums->Finish(stream, by_row, by_row + rows);
-    if (!status.ok()) return status;
-  }
-  const absl::StatusOr<std::vector<double>> host =
-      CopyToHost(stream, totals->data(), 2 * kPartials + (has_moment ? rows + cols : 0));
-  if (!host.ok()) return host.status();
-  return ReadWeightError(*host, rows, cols, has_moment);
-}
 
 absl::StatusOr<DeviceTensor> CudaComputeOutputs(CudaStream& stream, const DeviceTensor& weight,
                                                 const DeviceTensor& sample) {

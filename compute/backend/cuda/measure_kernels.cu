@@ -1,3 +1,4 @@
+#include "compute/backend/cuda/block_reduce.cuh"
 #include "compute/backend/cuda/measure_kernels.h"
 
 namespace quantd::compute {
@@ -5,34 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-
-struct Sum {
-  __device__ double operator()(double a, double b) const { return a + b; }
-};
-struct Max {
-  __device__ double operator()(double a, double b) const { return fmax(a, b); }
-};
-
-template <typename Combine>
-__device__ double OverWarp(double value, Combine combine) {
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    value = combine(value, __shfl_xor_sync(0xffffffffu, value, lanes));
-  }
-  return value;
-}
-
-// The result is thread 0's.
-template <typename Combine>
-__device__ double OverBlock(double value, Combine combine) {
-  __shared__ double parts[kWarps];
-  value = OverWarp(value, combine);
-  __syncthreads();  // an earlier call may still read parts
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = parts[0];
-  for (int warp = 1; warp < kWarps; ++warp) value = combine(value, parts[warp]);
-  return value;
-}
 
 __device__ int64_t FirstIndex() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
 constexpr int64_t kStride = int64_t{kPartials} * kThreads;
@@ -47,8 +20,8 @@ __global__ void DifferenceKernel(int64_t count, const double* a, const double* b
     largest = fmax(largest, fabs(value));
     squares += value * value;
   }
-  largest = OverBlock(largest, Max());
-  squares = OverBlock(squares, Sum());
+  largest = OverBlock(largest, MaxOf());
+  squares = OverBlock(squares, SumOf());
   if (threadIdx.x != 0) return;
   partial[blockIdx.x] = largest;
   partial[kPartials + blockIdx.x] = squares;
@@ -63,8 +36,8 @@ __global__ void SquaredDistanceKernel(int64_t count, const double* a, const doub
     error += difference * difference;
     energy += a[i] * a[i];
   }
-  error = OverBlock(error, Sum());
-  energy = OverBlock(energy, Sum());
+  error = OverBlock(error, SumOf());
+  energy = OverBlock(energy, SumOf());
   if (threadIdx.x != 0) return;
   partial[blockIdx.x] = error;
   partial[kPartials + blockIdx.x] = energy;
@@ -74,7 +47,7 @@ __global__ void InnerProductKernel(int64_t count, const double* a, const double*
                                    double* partial) {
   double sum = 0.0;
   for (int64_t i = FirstIndex(); i < count; i += kStride) sum += a[i] * b[i];
-  sum = OverBlock(sum, Sum());
+  sum = OverBlock(sum, SumOf());
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
@@ -90,7 +63,7 @@ __global__ void ProductSumsKernel(int64_t rows, int64_t cols, const double* a, c
     const int64_t at = (row0 + k) * cols + c;
     const double part = c < cols ? a[at] * b[at] : 0.0;
     column += part;
-    const double row = OverWarp(part, Sum());
+    const double row = OverWarp(part, SumOf());
     if (threadIdx.x % 32 == 0) row_parts[k][threadIdx.x / 32] = row;
   }
   if (c < cols) column_partial[blockIdx.y * cols + c] = column;
@@ -102,10 +75,11 @@ __global__ void ProductSumsKernel(int64_t rows, int64_t cols, const double* a, c
   }
 }
 
-__global__ void FinishRowsKernel(int64_t rows, int64_t chunks, const double* partial, double* to) {
+__global__ void FinishRowsKernel(int64_t rows, int64_t chunks, const double* start,
+                                 const double* partial, double* to) {
   const int64_t r = FirstIndex();
   if (r >= rows) return;
-  double sum = 0.0;
+  double sum = start == nullptr ? 0.0 : start[r];
   for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[r * chunks + chunk];
   to[r] = sum;
 }
@@ -153,14 +127,17 @@ cudaError_t LaunchProductSums(cudaStream_t stream, int64_t rows, int64_t cols, c
   return cudaGetLastError();
 }
 
-cudaError_t LaunchFinishProductSums(cudaStream_t stream, int64_t rows, int64_t cols,
-                                    const double* row_partial, const double* column_partial,
-                                    double* by_row, double* by_column) {
-  if (rows == 0 || cols == 0) return cudaSuccess;
-  FinishRowsKernel<<<Blocks(rows), kThreads, 0, stream>>>(rows, ColumnChunks(cols), row_partial,
-                                                          by_row);
-  FinishColumnsKernel<<<Blocks(cols), kThreads, 0, stream>>>(cols, RowChunks(rows), column_partial,
-                                                             by_column);
+cudaError_t LaunchFinishRowSums(cudaStream_t stream, int64_t rows, int64_t chunks,
+                                const double* start, const double* partial, double* to) {
+  if (rows == 0) return cudaSuccess;
+  FinishRowsKernel<<<Blocks(rows), kThreads, 0, stream>>>(rows, chunks, start, partial, to);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchFinishColumnSums(cudaStream_t stream, int64_t cols, int64_t chunks,
+                                   const double* partial, double* to) {
+  if (cols == 0) return cudaSuccess;
+  FinishColumnsKernel<<<Blocks(cols), kThreads, 0, stream>>>(cols, chunks, partial, to);
   return cudaGetLastError();
 }
 

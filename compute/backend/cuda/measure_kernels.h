@@ -30,9 +30,11 @@ int64_t RowChunks(int64_t rows);
 int64_t ColumnChunks(int64_t cols);
 cudaError_t LaunchProductSums(cudaStream_t stream, int64_t rows, int64_t cols, const double* a,
                               const double* b, double* row_partial, double* column_partial);
-// The second stages: by_row (rows) and by_column (cols).
-cudaError_t LaunchFinishProductSums(cudaStream_t stream, int64_t rows, int64_t cols,
-                                    const double* row_partial, const double* column_partial,
-                                    double* by_row, double* by_column);
+// The second stages: to[r] = start[r] (null: 0) + the sum of row r of `partial`, rows x chunks, and
+// to[c] = the sum of column c of `partial`, chunks x cols.
+cudaError_t LaunchFinishRowSums(cudaStream_t stream, int64_t rows, int64_t chunks,
+                                const double* start, const double* partial, double* to);
+cudaError_t LaunchFinishColumnSums(cudaStream_t stream, int64_t cols, int64_t chunks,
+                                   const double* partial, double* to);
 
 }  // namespace quantd::compute

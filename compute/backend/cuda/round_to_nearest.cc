@@ -29,7 +29,7 @@ absl::StatusOr<std::optional<float>> GlobalOf(CudaStream& stream, const NumberFo
 absl::Status Round(CudaStream& stream, const FormatSpec& spec, std::optional<float> global,
                    int64_t rows, int64_t cols, const double* values, const RoundedMatrix& to) {
   DeviceBuffer<double> scratch;
-  if (NeedsScaleScratch(spec)) {
+  if (NeedsScaleScratch(spec, cols)) {
     auto buffer = DeviceBuffer<double>::Allocate(stream, ScaleCount(spec, rows, cols));
     if (!buffer.ok()) return buffer.status();
     scratch = *std::move(buffer);
@@ -66,7 +66,7 @@ absl::Status RoundTransformed(CudaStream& stream, const FormatSpec& spec,
   const RoundingTransform blocks = {.block_size = transform.block_size,
                                     .tw = DeviceData<double>(transform.tw),
                                     .tx = DeviceData<float>(transform.tx)};
-  if (CanRoundTransformed(spec, blocks.block_size)) {
+  if (CanRoundTransformed(spec, blocks.block_size, cols)) {
     return ToStatus(LaunchRoundTransformed(stream.get(), spec, global.value_or(1.0f), blocks, rows,
                                            cols, w, to, dequantized),
                     "rounding to nearest");

@@ -221,10 +221,10 @@ cudaError_t LaunchRoundAny(cudaStream_t stream, const FormatSpec& spec, double g
   return cudaGetLastError();
 }
 
-bool IsGroupOfRuns(const FormatSpec& spec) {
+bool IsGroupOfRuns(const FormatSpec& spec, int64_t cols) {
   const int64_t lanes = spec.grid_cols / kRun;
-  return spec.grid_rows == 1 && spec.grid_cols % kRun == 0 && lanes >= 2 && lanes <= 32 &&
-         (lanes & (lanes - 1)) == 0;
+  return spec.grid_rows == 1 && cols % spec.grid_cols == 0 && spec.grid_cols % kRun == 0 &&
+         lanes >= 2 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
 }
 
 // --- Transformed tiles --------------------------------------------------------------------------
@@ -324,13 +324,13 @@ int64_t ScaleCount(const FormatSpec& spec, int64_t rows, int64_t cols) {
          ((cols + spec.grid_cols - 1) / spec.grid_cols);
 }
 
-bool NeedsScaleScratch(const FormatSpec& spec) { return !IsGroupOfRuns(spec); }
+bool NeedsScaleScratch(const FormatSpec& spec, int64_t cols) { return !IsGroupOfRuns(spec, cols); }
 
 cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double global, int64_t rows,
                         int64_t cols, const double* values, double* scratch,
                         const RoundedMatrix& to) {
   if (rows == 0 || cols == 0) return cudaSuccess;
-  if (!IsGroupOfRuns(spec)) {
+  if (!IsGroupOfRuns(spec, cols)) {
     return LaunchRoundAny(stream, spec, global, rows, cols, values, scratch, to);
   }
   switch (spec.grid_cols / kRun) {
@@ -347,8 +347,8 @@ cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double glob
   }
 }
 
-bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size) {
-  return kTileCols % block_size == 0 && spec.grid_rows == 1 &&
+bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size, int64_t cols) {
+  return cols % spec.grid_cols == 0 && kTileCols % block_size == 0 && spec.grid_rows == 1 &&
          (spec.grid_cols == 16 || spec.grid_cols == 32);
 }
 

@@ -26,7 +26,7 @@ cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double glob
                         int64_t cols, const double* values, double* scratch,
                         const RoundedMatrix& to);
 int64_t ScaleCount(const FormatSpec& spec, int64_t rows, int64_t cols);
-bool NeedsScaleScratch(const FormatSpec& spec);
+bool NeedsScaleScratch(const FormatSpec& spec, int64_t cols);
 
 // Round to nearest in one pass: W' = W Tw^T by blocks is rounded as above, and
 // dequantized = decoded Tx. For blocks and groups that CanRoundTransformed.
@@ -35,7 +35,7 @@ struct RoundingTransform {
   const double* tw = nullptr;
   const float* tx = nullptr;
 };
-bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size);
+bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size, int64_t cols);
 cudaError_t LaunchRoundTransformed(cudaStream_t stream, const FormatSpec& spec, double global,
                                    const RoundingTransform& transform, int64_t rows, int64_t cols,
                                    const double* weight, const RoundedMatrix& to,

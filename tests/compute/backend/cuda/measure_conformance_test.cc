@@ -1,4 +1,5 @@
 // Every figure of the error report: CUDA against the CPU.
+#include <numeric>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -35,6 +36,28 @@ class CudaMeasureTest : public CudaTransformTest {
         << what;
   }
 
+  // Large full moments are multiplied in half precision where that holds the bound.
+  void CompareSplit(const Tensor& d, const Tensor& moment, const std::string& what) {
+    constexpr double kBound = 1e-4;
+    const auto measure = [&](Side& side) {
+      return side.backend
+          ->MeasureWeightError(*side.stream, side.Upload(d), DeviceTensor(), side.Upload(moment))
+          .value();
+    };
+    const WeightError cuda = measure(cuda_);
+    const WeightError cpu = measure(cpu_);
+    const auto sum = [](const std::vector<double>& parts) {
+      return std::accumulate(parts.begin(), parts.end(), 0.0);
+    };
+    ExpectNear(sum(cuda.by_row), sum(cpu.by_row), kBound, what);
+    ExpectNear(sum(cuda.by_column), sum(cpu.by_column), kBound, what);
+    EXPECT_LT(RelativeDistance(cuda.by_row, cpu.by_row), 2 * kBound) << what;
+    EXPECT_LT(RelativeDistance(cuda.by_column, cpu.by_column), 2 * kBound) << what;
+    EXPECT_EQ(cuda.max_abs, cpu.max_abs) << what;
+    ExpectNear(cuda.sum_squares, cpu.sum_squares, 1e-13, what);
+    EXPECT_EQ(measure(cuda_).by_column, cuda.by_column) << what;
+  }
+
   Tensor Rounded(const Tensor& weight, Format format) {
     const auto rounding =
         NumberFormat::Create(ResolveRecipe({.format = format}).value(), weight.dim(1));
@@ -61,6 +84,63 @@ TEST_F(CudaMeasureTest, WeightErrorsOfAnyMoment) {
     CompareWeightErrors(w, &q, &blocks, 1e-12, what);
     CompareWeightErrors(w, nullptr, &blocks, 1e-12, what);
   }
+}
+
+// s_i s_j (rho^|i-j| + common), some s ten times as large as others.
+Tensor LargeMoment(int64_t cols, double rho, double common) {
+  Tensor m = Tensor::Create(DType::kF64, {cols, cols}).value();
+  const auto s = [](int64_t i) { return (i % 17 == 0 ? 10.0 : 1.0) * (1.0 + 0.01 * (i % 31)); };
+  for (int64_t i = 0; i < cols; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      const double k = (1.0 - common) * std::pow(rho, std::abs(i - j)) + common;
+      m.as<double>()[i * cols + j] = s(i) * s(j) * k;
+    }
+  }
+  return m;
+}
+
+// What GPTQ's errors are like: random numbers whitened by the Cholesky factor of the moment.
+Tensor Whitened(Tensor d, const Tensor& lower) {
+  const int64_t cols = d.dim(1);
+  const double* l = lower.as<double>().data();
+  for (int64_t r = 0; r < d.dim(0); ++r) {
+    double* row = d.as<double>().data() + r * cols;
+    for (int64_t i = cols - 1; i >= 0; --i) {
+      row[i] /= l[i * cols + i];
+      for (int64_t j = 0; j < i; ++j) row[j] -= row[i] * l[i * cols + j];
+    }
+  }
+  return d;
+}
+
+TEST_F(CudaMeasureTest, LargeMomentsWithinTheirBound) {
+  constexpr int64_t kRows = 5200;  // more than a slice, and no whole chunk
+  constexpr int64_t kCols = 1024;
+  const struct {
+    double rho;
+    double common;
+  } moments[] = {{0.0, 0.0}, {0.5, 0.3}, {0.9, 0.0}, {0.8, 0.5}, {0.99, 0.0}, {0.999, 0.1}};
+  for (const auto& [rho, common] : moments) {
+    const Tensor m = LargeMoment(kCols, rho, common);
+    const MomentFactor factor =
+        cpu_.backend->FactorMoment(*cpu_.stream, cpu_.Upload(m), 0.0).value();
+    const Tensor lower = cpu_.backend->Download(*cpu_.stream, factor.lower).value();
+    const std::string what = absl::StrCat(rho, " ", common);
+    CompareSplit(Random({kRows, kCols}, 31), m, absl::StrCat("independent ", what));
+    CompareSplit(Whitened(Random({kRows, kCols}, 32), lower), m, absl::StrCat("whitened ", what));
+  }
+}
+
+// A matrix that is no second moment, and numbers beyond float32: measured in float64.
+TEST_F(CudaMeasureTest, LargeMomentsThatDoNotSplit) {
+  const Tensor d = Random({5200, 1024}, 32);
+  Tensor hollow = LargeMoment(1024, 0.5, 0.0);
+  hollow.as<double>()[7 * 1025] = 0.0;
+  CompareWeightErrors(d, nullptr, &hollow, 1e-12, "hollow");
+  Tensor tiny = Random({5200, 1024}, 32);
+  for (double& value : tiny.as<double>()) value *= 1e-40;
+  const Tensor m = LargeMoment(1024, 0.5, 0.0);
+  CompareWeightErrors(tiny, nullptr, &m, 1e-12, "tiny");
 }
 
 TEST_F(CudaMeasureTest, OutputsAndTheirErrors) {

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+// What surrounds the half-precision product of split_product.h. Row-major; `cols` is a multiple of
+// kSplitAlignment. All launchers queue on `stream` and return what launching said.
+namespace quantd::compute {
+
+constexpr int64_t kSplitAlignment = 8;
+// Low parts are stored this many times larger, so that they are no subnormal numbers.
+constexpr float kLowScale = 2048.0f;
+
+// root[i] = sqrt(M_ii), 0 where M_ii is not positive.
+cudaError_t LaunchMomentRoots(cudaStream_t stream, int64_t size, const double* moment,
+                              double* root);
+
+// K_ij = M_ij / (root_i root_j) off the diagonal, 0 on it, as high + low / kLowScale. `low` may be
+// null. *irregular becomes 1 where that does not stand for M: an entry in a row without a positive
+// diagonal, or an |K_ij| beyond 2.
+cudaError_t LaunchSplitCorrelation(cudaStream_t stream, int64_t size, const double* moment,
+                                   const double* root, __half* high, __half* low, int* irregular);
+
+// By row of d = a - b (b null: a): e = d root, energy = sum of e^2, largest = max |d|,
+// squares = sum of d^2; scale a power of two that is at least max |e|, half = e / scale.
+struct ScaledRows {
+  float* values;  // e, rows x cols
+  __half* half;   // rows x cols
+  double* scale;  // rows
+  double* energy;
+  double* largest;
+  double* squares;
+};
+cudaError_t LaunchScaleRows(cudaStream_t stream, int64_t rows, int64_t cols, const double* a,
+                            const double* b, const double* root, const ScaledRows& to);
+
+// First stage of the sums by row and column of e_rc (scale_r P_rc), by column with e_rc^2 as well.
+// row_partial: rows x SplitColumnChunks(cols), column_partial: RowChunks(rows) x cols.
+int64_t SplitColumnChunks(int64_t cols);
+cudaError_t LaunchSplitProductSums(cudaStream_t stream, int64_t rows, int64_t cols,
+                                   const float* product, const float* values, const double* scale,
+                                   double* row_partial, double* column_partial);
+// totals: the sum of energy, the largest of largest and the sum of squares over `rows` rows.
+cudaError_t LaunchSumRows(cudaStream_t stream, int64_t rows, const ScaledRows& from,
+                          double* totals);
+
+}  // namespace quantd::compute

@@ -1,0 +1,279 @@
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "compute/backend/cuda/block_product_kernels.h"
+#include "compute/backend/cuda/cuda_status.h"
+#include "compute/backend/cuda/device_memory.h"
+#include "compute/backend/cuda/measure.h"
+#include "compute/backend/cuda/measure_kernels.h"
+#include "compute/backend/cuda/split_product.h"
+#include "compute/backend/cuda/split_product_kernels.h"
+
+// tr(dW M dW^T) by row and by column. A large full moment is multiplied in half precision (see
+// split_product.h) where that is good for 1e-4 of the total, in float64 otherwise. What decides is
+// how far the products off the diagonal cancel the diagonal, which float64 sums exactly: GPTQ's
+// errors lie where M is small, and there the total is a small difference.
+namespace quantd::compute {
+namespace {
+
+// Rows that are taken at a time: bounds the scratch and the time until a cancel is seen.
+constexpr int64_t kSliceRows = 4096;
+static_assert(kSliceRows % kRowChunk == 0);
+
+// Totals below these shares of their diagonal part need the next precision.
+constexpr double kLeastShareOfHigh = 0.4;
+constexpr double kLeastShareOfSplit = 0.04;
+
+struct Operands {
+  int64_t rows;
+  int64_t cols;
+  const double* weight;
+  const double* dequantized;  // may be null
+  const DeviceTensor& moment;
+};
+
+// Calls body(first, rows) for slices of the rows.
+template <typename Body>
+absl::Status ForEachSlice(CudaStream& stream, int64_t rows, Body body) {
+  for (int64_t first = 0; first < rows; first += kSliceRows) {
+    absl::Status status = stream.CheckCancelled();
+    if (status.ok()) status = body(first, std::min(kSliceRows, rows - first));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// --- Float64 ------------------------------------------------------------------------------------
+
+// to = d M for `rows` rows, M full or a stack of diagonal blocks.
+absl::Status MultiplyByMoment(CudaStream& stream, const DeviceTensor& moment, int64_t rows,
+                              int64_t cols, const double* d, double* to) {
+  const auto* m = DeviceData<double>(moment);
+  if (moment.shape().size() == 2) {
+    const double one = 1.0;
+    const double zero = 0.0;
+    return ToStatus(cublasDgemm_64(stream.blas(), CUBLAS_OP_N, CUBLAS_OP_N, cols, rows, cols, &one,
+                                   m, cols, d, cols, &zero, to, cols),
+                    "product with a moment");
+  }
+  // Blocks are symmetric.
+  return ToStatus(LaunchApplyBlocks(stream.get(), moment.dim(1), m, rows, cols, d, to),
+                  "product with the blocks of a moment");
+}
+
+absl::Status SumProducts(CudaStream& stream, const Operands& of, const double* d, double* by_row,
+                         double* by_column) {
+  const int64_t chunks = ColumnChunks(of.cols);
+  auto row_partial = DeviceBuffer<double>::Allocate(stream, of.rows * chunks);
+  if (!row_partial.ok()) return row_partial.status();
+  auto column_partial = DeviceBuffer<double>::Allocate(stream, RowChunks(of.rows) * of.cols);
+  if (!column_partial.ok()) return column_partial.status();
+  auto product = DeviceBuffer<double>::Allocate(stream, std::min(kSliceRows, of.rows) * of.cols);
+  if (!product.ok()) return product.status();
+  absl::Status status = ForEachSlice(stream, of.rows, [&](int64_t first, int64_t rows) {
+    const double* slice = d + first * of.cols;
+    absl::Status done = MultiplyByMoment(stream, of.moment, rows, of.cols, slice, product->data());
+    if (!done.ok()) return done;
+    return ToStatus(LaunchProductSums(stream.get(), rows, of.cols, product->data(), slice,
+                                      row_partial->data() + first * chunks,
+                                      column_partial->data() + first / kRowChunk * of.cols),
+                    "weight error");
+  });
+  if (status.ok()) {
+    status = ToStatus(
+        LaunchFinishRowSums(stream.get(), of.rows, chunks, nullptr, row_partial->data(), by_row),
+        "weight error");
+  }
+  if (status.ok()) {
+    status = ToStatus(LaunchFinishColumnSums(stream.get(), of.cols, RowChunks(of.rows),
+                                             column_partial->data(), by_column),
+                      "weight error");
+  }
+  return status;
+}
+
+absl::StatusOr<WeightError> MeasureExactly(CudaStream& stream, const Operands& of) {
+  const bool has_moment = !of.moment.empty();
+  const int64_t size = of.rows * of.cols;
+  // Partial maxima and sums of squares, then by row and by column.
+  const int64_t count = 2 * kPartials + (has_moment ? of.rows + of.cols : 0);
+  auto totals = DeviceBuffer<double>::Allocate(stream, count);
+  if (!totals.ok()) return totals.status();
+  DeviceBuffer<double> difference;
+  if (of.dequantized != nullptr && has_moment) {
+    auto buffer = DeviceBuffer<double>::Allocate(stream, size);
+    if (!buffer.ok()) return buffer.status();
+    difference = *std::move(buffer);
+  }
+  absl::Status status = ToStatus(LaunchDifference(stream.get(), size, of.weight, of.dequantized,
+                                                  difference.data(), totals->data()),
+                                 "weight error");
+  if (status.ok() && has_moment) {
+    double* const by_row = totals->data() + 2 * kPartials;
+    status = SumProducts(stream, of, of.dequantized == nullptr ? of.weight : difference.data(),
+                         by_row, by_row + of.rows);
+  }
+  if (!status.ok()) return status;
+  const absl::StatusOr<std::vector<double>> host = CopyToHost(stream, totals->data(), count);
+  if (!host.ok()) return host.status();
+  WeightError error;
+  const auto parts = host->begin();
+  error.max_abs = *std::max_element(parts, parts + kPartials);
+  for (int i = 0; i < kPartials; ++i) error.sum_squares += parts[kPartials + i];
+  if (!has_moment) return error;
+  error.by_row.assign(parts + 2 * kPartials, parts + 2 * kPartials + of.rows);
+  error.by_column.assign(parts + 2 * kPartials + of.rows, host->end());
+  return error;
+}
+
+// --- Half precision -----------------------------------------------------------------------------
+
+// What one pass over the rows needs.
+class SplitPass {
+ public:
+  static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of) {
+    SplitPass pass(of);
+    const int64_t slice = std::min(kSliceRows, of.rows) * of.cols;
+    auto floats = DeviceBuffer<float>::Allocate(stream, 2 * slice);
+    if (!floats.ok()) return floats.status();
+    auto halves = DeviceBuffer<__half>::Allocate(stream, slice);
+    if (!halves.ok()) return halves.status();
+    auto doubles = DeviceBuffer<double>::Allocate(
+        stream, of.rows * (4 + SplitColumnChunks(of.cols)) + RowChunks(of.rows) * of.cols);
+    if (!doubles.ok()) return doubles.status();
+    // By row, by column, then energy, largest and squares.
+    auto totals = DeviceBuffer<double>::Allocate(stream, of.rows + of.cols + 3);
+    if (!totals.ok()) return totals.status();
+    pass.floats_ = *std::move(floats);
+    pass.halves_ = *std::move(halves);
+    pass.doubles_ = *std::move(doubles);
+    pass.totals_ = *std::move(totals);
+    return pass;
+  }
+
+  absl::Status Run(CudaStream& stream, const SplitMoment& moment) {
+    absl::Status status = ForEachSlice(stream, of_.rows, [&](int64_t first, int64_t rows) {
+      return RunSlice(stream, moment, first, rows);
+    });
+    if (!status.ok()) return status;
+    double* const by_row = totals_.data();
+    double* const by_column = by_row + of_.rows;
+    const ScaledRows all = Scaled(0);
+    for (const cudaError_t code :
+         {LaunchFinishRowSums(stream.get(), of_.rows, SplitColumnChunks(of_.cols), all.energy,
+                              row_partial(), by_row),
+          LaunchFinishColumnSums(stream.get(), of_.cols, RowChunks(of_.rows), column_partial(),
+                                 by_column),
+          LaunchSumRows(stream.get(), of_.rows, all, by_column + of_.cols)}) {
+      if (code != cudaSuccess) return ToStatus(code, "weight error");
+    }
+    return absl::OkStatus();
+  }
+
+  // Waits. Unset where the total is not at least `least_share` of its diagonal part, or float32
+  // does not hold what it is summed from.
+  absl::StatusOr<std::optional<WeightError>> Read(CudaStream& stream, const SplitMoment& moment,
+                                                  double least_share) const {
+    const absl::StatusOr<std::vector<int>> irregular =
+        CopyToHost(stream, moment.irregular.data(), 1);
+    if (!irregular.ok()) return irregular.status();
+    const absl::StatusOr<std::vector<double>> host =
+        CopyToHost(stream, totals_.data(), totals_.size());
+    if (!host.ok()) return host.status();
+    const double* const by_row = host->data();
+    const double* const by_column = by_row + of_.rows;
+    const double* const totals = by_column + of_.cols;
+    WeightError error = {.max_abs = totals[1],
+                         .sum_squares = totals[2],
+                         .by_row = {by_row, by_column},
+                         .by_column = {by_column, totals}};
+    const double energy = totals[0];
+    double total = 0.0;
+    for (const double part : error.by_row) total += part;
+    if (energy == 0.0 && irregular->front() == 0) return error;
+    constexpr double kLeastMean = 1e-50;
+    constexpr double kLargest = 1e50;
+    const bool holds = energy / static_cast<double>(of_.rows * of_.cols) > kLeastMean &&
+                       energy < kLargest && total >= least_share * energy;  // false for NaN
+    if (!holds || irregular->front() != 0) return std::nullopt;
+    return error;
+  }
+
+ private:
+  explicit SplitPass(const Operands& of) : of_(of) {}
+
+  absl::Status RunSlice(CudaStream& stream, const SplitMoment& moment, int64_t first,
+                        int64_t rows) {
+    const ScaledRows scaled = Scaled(first);
+    const double* q = of_.dequantized == nullptr ? nullptr : of_.dequantized + first * of_.cols;
+    absl::Status status =
+        ToStatus(LaunchScaleRows(stream.get(), rows, of_.cols, of_.weight + first * of_.cols, q,
+                                 moment.root.data(), scaled),
+                 "weight error");
+    if (status.ok()) {
+      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product());
+    }
+    if (!status.ok()) return status;
+    return ToStatus(
+        LaunchSplitProductSums(stream.get(), rows, of_.cols, product(), scaled.values, scaled.scale,
+                               row_partial() + first * SplitColumnChunks(of_.cols),
+                               column_partial() + first / kRowChunk * of_.cols),
+        "weight error");
+  }
+
+  // The rows from `first` on; values and halves are the slice's.
+  ScaledRows Scaled(int64_t first) const {
+    double* const base = doubles_.data() + first;
+    return {.values = floats_.data(),
+            .half = halves_.data(),
+            .scale = base,
+            .energy = base + of_.rows,
+            .largest = base + 2 * of_.rows,
+            .squares = base + 3 * of_.rows};
+  }
+  float* product() const { return floats_.data() + floats_.size() / 2; }
+  double* row_partial() const { return doubles_.data() + 4 * of_.rows; }
+  double* column_partial() const { return row_partial() + of_.rows * SplitColumnChunks(of_.cols); }
+
+  Operands of_;
+  DeviceBuffer<float> floats_;
+  DeviceBuffer<__half> halves_;
+  DeviceBuffer<double> doubles_;
+  DeviceBuffer<double> totals_;
+};
+
+// Unset where the precision is not enough.
+absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, const Operands& of,
+                                                        bool with_low) {
+  const absl::StatusOr<SplitMoment> moment = SplitSecondMoment(stream, of.moment, with_low);
+  if (!moment.ok()) return moment.status();
+  absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of);
+  if (!pass.ok()) return pass.status();
+  if (absl::Status status = pass->Run(stream, *moment); !status.ok()) return status;
+  return pass->Read(stream, *moment, with_low ? kLeastShareOfSplit : kLeastShareOfHigh);
+}
+
+}  // namespace
+
+absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
+                                                   const DeviceTensor& dequantized,
+                                                   const DeviceTensor& second_moment) {
+  const Operands of = {.rows = weight.dim(0),
+                       .cols = weight.dim(1),
+                       .weight = DeviceData<double>(weight),
+                       .dequantized = DeviceData<double>(dequantized),
+                       .moment = second_moment};
+  if (!second_moment.empty() && second_moment.shape().size() == 2 && CanSplit(of.rows, of.cols)) {
+    for (const bool with_low : {false, true}) {
+      absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, with_low);
+      if (!error.ok()) return error.status();
+      if (error->has_value()) return **std::move(error);
+    }
+  }
+  return MeasureExactly(stream, of);
+}
+
+}  // namespace quantd::compute
