@@ -47,22 +47,26 @@ class PairedSum final : public TokenSum {
 
   int64_t rows() const override { return rows_; }
 
-  void Append(DType dtype, const std::byte* rows, const std::byte* paired, int64_t count) override {
+  absl::Status Append(DType dtype, const std::byte* rows, const std::byte* paired,
+                      int64_t count) override {
     left_.Write(pool_, rows_, dtype, paired, count);
     right_.Write(pool_, rows_, dtype, rows, count);
     rows_ += count;
+    return absl::OkStatus();
   }
 
-  void Resume(absl::Span<const double> rows) override {
+  absl::Status Resume(absl::Span<const double> rows) override {
     const int64_t values = left_.cols() + right_.cols();
     for (const double* row = rows.begin(); row != rows.end(); row += values) {
       const auto* bytes = reinterpret_cast<const std::byte*>(row);
       const auto* right = reinterpret_cast<const std::byte*>(row + left_.cols());
-      Append(DType::kF64, right, bytes, 1);
+      absl::Status status = Append(DType::kF64, right, bytes, 1);
+      if (!status.ok()) return status;
     }
+    return absl::OkStatus();
   }
 
-  void Fold() override {
+  absl::Status Fold() override {
     const int64_t row_tiles = (left_.cols() + kTileRows - 1) / kTileRows;
     const int64_t col_tiles = (right_.cols() + kTileCols - 1) / kTileCols;
     pool_.ParallelFor(0, row_tiles * col_tiles, 1, [&](int64_t begin, int64_t end) {
@@ -72,11 +76,12 @@ class PairedSum final : public TokenSum {
       }
     });
     rows_ = 0;
+    return absl::OkStatus();
   }
 
-  std::vector<double> Sum() const override { return sum_; }
+  absl::StatusOr<std::vector<double>> Sum() override { return sum_; }
 
-  std::vector<double> Rows() const override {
+  absl::StatusOr<std::vector<double>> Rows() override {
     std::vector<double> rows;
     rows.reserve(rows_ * (left_.cols() + right_.cols()));
     for (int64_t row = 0; row < rows_; ++row) {

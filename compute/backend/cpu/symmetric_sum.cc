@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <utility>
 
 #include "compute/backend/cpu/gram_sum.h"
 #include "compute/backend/cpu/matrix_product.h"
 #include "compute/backend/cpu/panel_buffer.h"
+#include "compute/backend/token_precision.h"
 #include "compute/second_moment/second_moment.h"
 #include "compute/tensor/tensor.h"
 
@@ -15,23 +15,6 @@ namespace quantd::compute {
 namespace {
 
 constexpr int64_t kRowGrain = 16;  // rows a thread converts at a time
-
-// Squares summed over a slice stay normal float32 numbers within these bounds of the exponent.
-constexpr uint32_t kLowestExponent = 127 - 50;
-constexpr uint32_t kHighestExponent = 127 + 50;
-
-// Whether every value is zero or a bfloat16 value of moderate exponent. No early exit: vectorizes.
-bool AreModerateBf16(const float* values, int64_t count) {
-  uint32_t bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(values[i]);
-    const uint32_t exponent = (bits >> 23) & 0xff;
-    const bool zero = (bits << 1) == 0;
-    const bool moderate = exponent - kLowestExponent <= kHighestExponent - kLowestExponent;
-    bad |= (bits & 0xffff) | static_cast<uint32_t>(!(zero | moderate));
-  }
-  return bad == 0;
-}
 
 // The open slice of the token stream: up to kSliceTokens rows, in the narrowest precision that
 // holds all of them.
@@ -201,20 +184,23 @@ class SymmetricSum final : public TokenSum {
   }
 
   int64_t rows() const override { return slice_.rows(); }
-  void Append(DType dtype, const std::byte* rows, const std::byte* /*paired*/,
-              int64_t count) override {
+  absl::Status Append(DType dtype, const std::byte* rows, const std::byte* /*paired*/,
+                      int64_t count) override {
     slice_.Append(dtype, rows, count);
+    return absl::OkStatus();
   }
-  void Resume(absl::Span<const double> rows) override {
+  absl::Status Resume(absl::Span<const double> rows) override {
     slice_.Append(DType::kF64, reinterpret_cast<const std::byte*>(rows.data()),
                   static_cast<int64_t>(rows.size()) / cols_);
+    return absl::OkStatus();
   }
-  void Fold() override {
+  absl::Status Fold() override {
     sum_->Add(pool_, slice_);
     slice_.Clear();
+    return absl::OkStatus();
   }
-  std::vector<double> Sum() const override { return sum_->Sum(pool_); }
-  std::vector<double> Rows() const override { return slice_.Rows(); }
+  absl::StatusOr<std::vector<double>> Sum() override { return sum_->Sum(pool_); }
+  absl::StatusOr<std::vector<double>> Rows() override { return slice_.Rows(); }
 
  private:
   WorkerPool& pool_;

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "compute/backend/cpu/token_sum.h"
+#include "compute/backend/token_sum.h"
 #include "compute/backend/cpu/worker_pool.h"
 
 namespace quantd::compute {
