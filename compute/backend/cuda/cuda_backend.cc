@@ -10,6 +10,7 @@
 #include "compute/backend/cuda/lattice_scales.h"
 #include "compute/backend/cuda/matrix.h"
 #include "compute/backend/cuda/measure.h"
+#include "compute/backend/cuda/moment_accumulator.h"
 #include "compute/backend/cuda/moment_factor.h"
 #include "compute/backend/cuda/round_to_nearest.h"
 #include "compute/backend/cuda/successive_cancellation.h"
@@ -22,8 +23,9 @@ constexpr double kFlopsPerSecond = 2e13;  // of a whole layer, roughly
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, const cudaDeviceProp& properties)
+  CudaBackend(int device, const cudaDeviceProp& properties, int cpu_threads)
       : device_(device),
+        accumulators_(device, cpu_threads),
         description_(absl::StrCat(properties.name, ", compute capability ", properties.major, ".",
                                   properties.minor)) {}
 
@@ -66,8 +68,8 @@ class CudaBackend final : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
-      const MomentSpec& /*spec*/, const SecondMoment* /*start*/) override {
-    return absl::UnimplementedError("accumulator");
+      const MomentSpec& spec, const SecondMoment* start) override {
+    return accumulators_.New(spec, start);
   }
 
   absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,
@@ -224,6 +226,7 @@ class CudaBackend final : public Backend {
   }
 
   const int device_;
+  CudaAccumulators accumulators_;
   const std::string description_;
 };
 
@@ -236,12 +239,12 @@ int CountCudaDevices() {
   return 0;
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(int device, int /*cpu_threads*/) {
+absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(int device, int cpu_threads) {
   cudaDeviceProp properties;
   absl::Status status =
       ToStatus(cudaGetDeviceProperties(&properties, device), "reading the CUDA device");
   if (!status.ok()) return absl::FailedPreconditionError(status.message());
-  return std::make_unique<CudaBackend>(device, properties);
+  return std::make_unique<CudaBackend>(device, properties, cpu_threads);
 }
 
 }  // namespace quantd::compute

@@ -7,23 +7,20 @@
 #include "compute/backend/cuda/matrix_kernels.h"
 
 namespace quantd::compute {
-namespace {
-
-cudaError_t Widen(cudaStream_t stream, DType dtype, const std::byte* from, int64_t count,
-                  double* to) {
+absl::Status QueueWiden(cudaStream_t stream, DType dtype, const std::byte* from, int64_t count,
+                        double* to) {
   switch (dtype) {
     case DType::kBF16:
-      return LaunchWidenBf16(stream, from, count, to);
+      return ToStatus(LaunchWidenBf16(stream, from, count, to), "widening");
     case DType::kF16:
-      return LaunchWidenF16(stream, from, count, to);
+      return ToStatus(LaunchWidenF16(stream, from, count, to), "widening");
     case DType::kF32:
-      return LaunchWidenF32(stream, reinterpret_cast<const float*>(from), count, to);
+      return ToStatus(LaunchWidenF32(stream, reinterpret_cast<const float*>(from), count, to),
+                      "widening");
     default:
-      return cudaErrorInvalidValue;
+      return absl::InternalError("widening: expected BF16, F16 or F32");
   }
 }
-
-}  // namespace
 
 absl::StatusOr<DeviceTensor> CudaUpload(CudaStream& stream, const Tensor& tensor) {
   absl::StatusOr<NewTensor<double>> to = NewDoubles(stream, tensor.shape());
@@ -38,8 +35,7 @@ absl::StatusOr<DeviceTensor> CudaUpload(CudaStream& stream, const Tensor& tensor
   if (!staged.ok()) return staged.status();
   absl::Status status = CopyBytesToDevice(stream, tensor.bytes().data(), bytes, staged->data());
   if (!status.ok()) return status;
-  status = ToStatus(
-      Widen(stream.get(), tensor.dtype(), staged->data(), tensor.elements(), to->data), "upload");
+  status = QueueWiden(stream.get(), tensor.dtype(), staged->data(), tensor.elements(), to->data);
   if (!status.ok()) return status;
   return std::move(to->tensor);
 }

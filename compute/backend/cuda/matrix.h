@@ -9,6 +9,10 @@
 
 namespace quantd::compute {
 
+// `count` elements of BF16, F16 or F32 on the device, to float64.
+absl::Status QueueWiden(cudaStream_t stream, DType dtype, const std::byte* from, int64_t count,
+                        double* to);
+
 // The ops of Backend that move matrices and read them off. Shapes were checked.
 absl::StatusOr<DeviceTensor> CudaUpload(CudaStream& stream, const Tensor& tensor);
 absl::StatusOr<Tensor> CudaDownload(CudaStream& stream, const DeviceTensor& tensor);
