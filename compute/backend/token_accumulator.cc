@@ -1,6 +1,7 @@
 #include "compute/backend/token_accumulator.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,8 @@
 namespace quantd::compute {
 namespace {
 
+constexpr int64_t kCheckGrain = int64_t{1} << 16;  // elements a thread looks at at a time
+
 int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     double value;
@@ -22,9 +25,23 @@ int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
   return -1;
 }
 
+// The first element of `count` that `find` (of a piece; -1 for none) finds, or -1.
+int64_t FindFirst(WorkerPool& pool, DType dtype, const std::byte* data, int64_t count,
+                  absl::FunctionRef<int64_t(const std::byte* data, int64_t count)> find) {
+  std::atomic<int64_t> first{count};
+  pool.ParallelFor(0, count, kCheckGrain, [&](int64_t begin, int64_t end) {
+    const int64_t at = find(data + begin * static_cast<int64_t>(SizeOf(dtype)), end - begin);
+    if (at < 0) return;
+    int64_t least = first.load();
+    while (begin + at < least && !first.compare_exchange_weak(least, begin + at)) {
+    }
+  });
+  return first < count ? first.load() : -1;
+}
+
 // tokens x cols finite elements of `dtype`, whose magnitudes float32 can hold.
-absl::Status CheckRows(absl::string_view what, int64_t cols, DType dtype, int64_t tokens,
-                       absl::Span<const std::byte> data) {
+absl::Status CheckRows(WorkerPool& pool, absl::string_view what, int64_t cols, DType dtype,
+                       int64_t tokens, absl::Span<const std::byte> data) {
   const int64_t row_bytes = cols * static_cast<int64_t>(SizeOf(dtype));
   const auto size = static_cast<int64_t>(data.size());
   if (tokens < 1 || size / row_bytes != tokens || size % row_bytes != 0) {
@@ -32,10 +49,12 @@ absl::Status CheckRows(absl::string_view what, int64_t cols, DType dtype, int64_
         what, ": expected at least one token and ", row_bytes, " bytes a token (", cols,
         " columns of ", NameOf(dtype), "); got ", tokens, " tokens in ", size, " bytes"));
   }
-  int64_t bad = FindNonFinite(dtype, data.data(), tokens * cols);
+  int64_t bad = FindFirst(
+      pool, dtype, data.data(), tokens * cols,
+      [&](const std::byte* piece, int64_t count) { return FindNonFinite(dtype, piece, count); });
   absl::string_view found = "NaN or Inf";
   if (bad < 0 && dtype == DType::kF64) {
-    bad = FindBeyondFloat(data.data(), tokens * cols);
+    bad = FindFirst(pool, dtype, data.data(), tokens * cols, FindBeyondFloat);
     found = "a magnitude beyond float32";
   }
   if (bad < 0) return absl::OkStatus();
@@ -56,12 +75,13 @@ absl::Status CheckWeights(int64_t tokens, absl::Span<const float> weights) {
   return absl::OkStatus();
 }
 
-absl::Status CheckChunk(const MomentSpec& spec, const TokenChunk& chunk) {
+absl::Status CheckChunk(WorkerPool& pool, const MomentSpec& spec, const TokenChunk& chunk) {
   if (!IsFloat(chunk.dtype)) {
     return absl::InvalidArgumentError(
         absl::StrCat("activations: expected F64, F32, F16 or BF16; got ", NameOf(chunk.dtype)));
   }
-  absl::Status status = CheckRows("activations", spec.cols, chunk.dtype, chunk.tokens, chunk.data);
+  absl::Status status =
+      CheckRows(pool, "activations", spec.cols, chunk.dtype, chunk.tokens, chunk.data);
   if (!status.ok()) return status;
   if (spec.kind == MomentKind::kWeighted) {
     status = CheckWeights(chunk.tokens, chunk.weights);
@@ -71,7 +91,8 @@ absl::Status CheckChunk(const MomentSpec& spec, const TokenChunk& chunk) {
   }
   if (!status.ok()) return status;
   if (spec.is_paired()) {
-    return CheckRows("paired data", spec.paired_cols, chunk.dtype, chunk.tokens, chunk.paired);
+    return CheckRows(pool, "paired data", spec.paired_cols, chunk.dtype, chunk.tokens,
+                     chunk.paired);
   }
   if (chunk.paired.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("paired data: expected none for ",
@@ -87,7 +108,7 @@ class TokenAccumulator final : public MomentAccumulator {
   using MomentAccumulator::Add;
   absl::Status Add(absl::string_view key, int64_t first_token, const TokenChunk& chunk) override {
     if (!lost_.ok()) return lost_;
-    if (absl::Status status = CheckChunk(spec_, chunk); !status.ok()) return status;
+    if (absl::Status status = CheckChunk(pool_, spec_, chunk); !status.ok()) return status;
     const bool weighted = spec_.kind == MomentKind::kWeighted;
     lost_ = weighted ? AppendWeighted(chunk)
                      : Append(chunk.dtype, chunk.data.data(), chunk.paired.data(), chunk.tokens);

@@ -1,5 +1,7 @@
 #include "compute/second_moment/second_moment.h"
 
+// The library as distributed does without the vector instructions that this build may use.
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <Eigen/Core>
