@@ -116,10 +116,6 @@ absl::Status CheckSolverMoment(const TransformProblem& p) {
                     p.second_moment);
 }
 
-bool IsDataAware(TransformKind kind) {
-  return kind == TransformKind::kWus || kind == TransformKind::kWush;
-}
-
 }  // namespace
 
 absl::Status CheckUpload(const Tensor& tensor) {

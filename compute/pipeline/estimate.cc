@@ -10,10 +10,6 @@ constexpr int64_t kSampleRows = 4096;  // the most that a statistic retains
 constexpr int64_t kTypicalSampleRows = 512;
 constexpr int kDampingCandidates = 7;
 
-bool IsDataAware(TransformKind kind) {
-  return kind == TransformKind::kWus || kind == TransformKind::kWush;
-}
-
 // Codes and scales. Of WaterSIC: the requested rate and scales of 16 bits.
 int64_t CodeBytes(const Recipe& resolved, int64_t rows, int64_t cols) {
   const auto format = NumberFormat::Create(resolved, cols);

@@ -29,9 +29,6 @@ bool IsInt(Format format) {
   return format == Format::kInt2 || format == Format::kInt3 || format == Format::kInt4 ||
          format == Format::kInt8;
 }
-bool IsDataAware(TransformKind kind) {
-  return kind == TransformKind::kWus || kind == TransformKind::kWush;
-}
 
 // Rows of packed codes end with a byte.
 int64_t ColumnsOfWholeBytes(Format format) {
@@ -282,6 +279,10 @@ absl::Status CheckGeometry(const Recipe& resolved, int64_t rows, int64_t cols) {
                cols);
   }
   return absl::OkStatus();
+}
+
+bool IsDataAware(TransformKind kind) {
+  return kind == TransformKind::kWus || kind == TransformKind::kWush;
 }
 
 bool NeedsSecondMoment(const Recipe& resolved) {

@@ -87,6 +87,9 @@ absl::StatusOr<Recipe> ResolveRecipe(const Recipe& recipe);
 // Checks a resolved recipe against a layer of rows x cols. INVALID_ARGUMENT, as above.
 absl::Status CheckGeometry(const Recipe& resolved, int64_t rows, int64_t cols);
 
+// WUS and WUSH: made of the weight and its second moment.
+bool IsDataAware(TransformKind kind);
+
 // WUS, WUSH, GPTQ and WaterSIC need a second moment; the conditional solver and the two methods a
 // full one.
 bool NeedsSecondMoment(const Recipe& resolved);

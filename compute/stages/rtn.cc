@@ -13,10 +13,6 @@ constexpr double kDampingCandidates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-
 // Of the sample, where the choice is not also the result.
 constexpr int64_t kRowsToPickBy = 128;
 
-bool IsDataAware(TransformKind kind) {
-  return kind == TransformKind::kWus || kind == TransformKind::kWush;
-}
-
 // One layer rounded to nearest with one damping; its codes are still on the device.
 struct Attempt {
   double damping = 0.0;

@@ -118,7 +118,7 @@ class CpuBackend final : public Backend {
                                   .cols = p.weight.dim(1),
                                   .weight = HostTensor(p.weight).as<double>(),
                                   .second_moment = {}};
-    if (p.kind == TransformKind::kWus || p.kind == TransformKind::kWush) {
+    if (IsDataAware(p.kind)) {
       host.second_moment = HostTensor(p.second_moment).as<double>();
     }
     absl::StatusOr<HostTransform> solved = SolveBlockTransforms(pool_, host);

@@ -47,7 +47,7 @@ absl::StatusOr<GptqTransforms> GptqTransforms::Create(WorkerPool& pool,
     return result;
   }
   if (result.identity_) return result;
-  if (problem.transform == TransformKind::kWus || problem.transform == TransformKind::kWush) {
+  if (IsDataAware(problem.transform)) {
     result.data_aware_ = true;
     result.Allocate();
     double trace = 0.0;

@@ -111,7 +111,7 @@ template <typename Solve>
 absl::StatusOr<HostTransform> SolveAll(WorkerPool& pool, const BlockTransformProblem& p,
                                        const Solve& solve) {
   const int64_t blocks = p.cols / p.block_size;
-  const bool data_aware = p.kind == TransformKind::kWus || p.kind == TransformKind::kWush;
+  const bool data_aware = IsDataAware(p.kind);
   HostTransform result;
   result.tx.resize(p.cols * p.block_size);
   result.tw.resize(p.cols * p.block_size);
@@ -148,7 +148,7 @@ absl::Status CheckSizes(const BlockTransformProblem& p) {
     return absl::InvalidArgumentError(
         absl::StrCat("weight: expected a multiple of ", p.block_size, " columns; got ", p.cols));
   }
-  if (p.kind != TransformKind::kWus && p.kind != TransformKind::kWush) return absl::OkStatus();
+  if (!IsDataAware(p.kind)) return absl::OkStatus();
   if (p.rows < 1 || p.weight.size() != static_cast<size_t>(p.rows * p.cols)) {
     return absl::InvalidArgumentError(absl::StrCat("weight: expected ", p.rows, " x ", p.cols,
                                                    " elements; got ", p.weight.size()));
