@@ -1,14 +1,15 @@
 #include <algorithm>
+#include <iterator>
 
 #include "compute/formats/number_format.h"
 #include "compute/pipeline/pipeline.h"
+#include "compute/stages/rtn.h"
 
 namespace quantd::compute {
 namespace {
 
 constexpr int64_t kSampleRows = 4096;  // the most that a statistic retains
 constexpr int64_t kTypicalSampleRows = 512;
-constexpr int kDampingCandidates = 7;
 
 // Codes and scales. Of WaterSIC: the requested rate and scales of 16 bits.
 int64_t CodeBytes(const Recipe& resolved, int64_t rows, int64_t cols) {
@@ -76,7 +77,8 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols, 
   const bool searches = has_statistic && IsDataAware(resolved.transform) &&
                         resolved.solver == Solver::kMarginal && !resolved.damping.has_value();
   const double w = static_cast<double>(weights);
-  const int solutions = (searches ? kDampingCandidates : 1) + 2;  // and the baselines
+  const int candidates = searches ? static_cast<int>(std::size(kDampingCandidates)) : 1;
+  const int solutions = candidates + 2;  // and the baselines
   double flops = solutions * w * (4.0 * static_cast<double>(block) + 200.0);
   if (has_statistic) {
     flops += solutions * 2.0 * w * kTypicalSampleRows;  // outputs of the sample
@@ -89,8 +91,7 @@ LayerEstimate EstimateLayer(const Recipe& resolved, int64_t rows, int64_t cols, 
   }
   if (IsDataAware(resolved.transform)) {
     const double b = static_cast<double>(block);
-    flops +=
-        (searches ? kDampingCandidates : 1) * static_cast<double>(cols) / b * 300.0 * b * b * b;
+    flops += candidates * static_cast<double>(cols) / b * 300.0 * b * b * b;
   }
   estimate.device_seconds = flops / flops_per_second;
   return estimate;

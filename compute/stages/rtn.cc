@@ -7,9 +7,6 @@
 namespace quantd::compute {
 namespace {
 
-// Half a decade apart: the error is flat enough in between. On equal errors the smaller one wins.
-constexpr double kDampingCandidates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1};
-
 // Of the sample, where the choice is not also the result.
 constexpr int64_t kRowsToPickBy = 128;
 

@@ -8,8 +8,8 @@
 namespace quantd::compute {
 
 // Round to nearest after the recipe's transform. `auto` damping (recipe.damping unset, WUS or WUSH
-// with the marginal solver) tries a few values and keeps the one whose weight+activation error on
-// the sample is least; without a sample it is kDampingWithoutSample.
+// with the marginal solver) tries kDampingCandidates and keeps the one whose weight+activation
+// error on the sample is least; without a sample it is kDampingWithoutSample.
 const QuantizationMethod& RtnMethod();
 
 // For other methods: the damping of the recipe, or one picked as Solve does, but by at most 128
@@ -18,6 +18,9 @@ absl::StatusOr<double> PickTransformDamping(Backend& backend, Stream& stream,
                                             const LayerProblem& problem,
                                             absl::FunctionRef<void(absl::string_view)> stage);
 
+// What `auto` damping tries, half a decade apart: the error is flat enough in between. On equal
+// errors the smaller one wins.
+inline constexpr double kDampingCandidates[] = {1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1};
 inline constexpr double kDampingWithoutSample = 1e-2;
 
 }  // namespace quantd::compute
