@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from quantd.v1 import jobs_pb2, recipe_pb2
 
+from .killed_stream import stream_through_kills
 from .refusal import refused
 from .server_process import Server, eventually
 from .wire import (
@@ -122,23 +123,7 @@ def test_stream_resumes_bit_for_bit(start_server: Callable[..., Server], layout:
     ]
     name = server.api.statistic_name("disturbed")
     header = activation_header(name, COLS, dtype=BF16, **shape)
-    acknowledged = 0
-    for stop in (3, 11, 12, 25):
-        stream = ActivationStream(server.api, header)
-        assert stream.opened.durable_seq >= acknowledged
-        stream.send(*chunks[stream.opened.durable_seq : stop])
-        stream.wait_received(stop - 1)
-        acknowledged = stream.last.durable_seq
-        server.kill()
-        with pytest.raises(grpc.RpcError):
-            stream.error()
-        server.restart()
-        assert get_statistic(server.api, name).tokens >= acknowledged * CHUNK
-    stream = ActivationStream(server.api, header)
-    # A careful client resends from what it was told; a careless one may send everything again.
-    stream.send(*chunks)
-    assert stream.finish().durable_seq == len(chunks)
-    sealed = seal(server.api, name)
+    sealed = stream_through_kills(server, header, chunks, (3, 11, 12, 25))
     assert (sealed.tokens, sealed.digest) == (TOKENS, expected.digest)
     assert export_statistic(server.api, name).data == expected_data
 

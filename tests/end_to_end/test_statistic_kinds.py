@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2
 
+from .killed_stream import stream_through_kills
 from .refusal import refused, unharmed
 from .server_process import Server, eventually
 from .wire import (
@@ -166,25 +166,9 @@ def test_killed_and_resumed_bit_for_bit(start_server: Callable[..., Server], kin
     undisturbed = _sealed(server, "undisturbed", kind, BF16)
     expected = export_statistic(server.api, undisturbed).data
     digest = get_statistic(server.api, undisturbed).digest
-    chunks = kind.chunks(BF16)
     name = server.api.statistic_name("disturbed")
     header = activation_header(name, COLS, dtype=BF16, **kind.header)
-    acknowledged = 0
-    for stop in (3, 8, 9):
-        stream = ActivationStream(server.api, header)
-        assert stream.opened.durable_seq >= acknowledged
-        stream.send(*chunks[stream.opened.durable_seq : stop])
-        stream.wait_received(stop - 1)
-        acknowledged = stream.last.durable_seq
-        server.kill()
-        with pytest.raises(grpc.RpcError):
-            stream.error()
-        server.restart()
-        assert get_statistic(server.api, name).tokens >= acknowledged * CHUNK
-    stream = ActivationStream(server.api, header)
-    stream.send(*chunks)
-    assert stream.finish().durable_seq == len(chunks)
-    sealed = seal(server.api, name)
+    sealed = stream_through_kills(server, header, kind.chunks(BF16), (3, 8, 9))
     assert (sealed.tokens, sealed.digest) == (TOKENS, digest)
     assert export_statistic(server.api, name).data == expected
 

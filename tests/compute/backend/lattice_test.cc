@@ -6,7 +6,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <random>
 #include <vector>
 
 #include "compute/backend/cpu/cholesky.h"
@@ -14,6 +13,7 @@
 #include "compute/backend/cpu/eigenvalues.h"
 #include "compute/backend/cpu/successive_cancellation.h"
 #include "compute/formats/safetensors.h"
+#include "tests/compute/normal_values.h"
 
 namespace quantd::compute {
 namespace {
@@ -25,17 +25,9 @@ using testing::Pointwise;
 
 using Matrix = std::vector<double>;
 
-Matrix Normal(int64_t size, int seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  Matrix values(size);
-  for (double& value : values) value = normal(generator);
-  return values;
-}
-
 // X^T X / n + added I for n = 2 cols rows whose columns have very different scales.
 Matrix Moment(int64_t cols, int seed, double added = 0.0) {
-  const Matrix x = Normal(2 * cols * cols, seed);
+  const Matrix x = NormalValues(2 * cols * cols, seed);
   Matrix m(cols * cols);
   for (int64_t t = 0; t < 2 * cols; ++t) {
     for (int64_t i = 0; i < cols; ++i) {
@@ -143,7 +135,7 @@ TEST(SuccessiveCancellationTest, AgreesWithTheColumnByColumnFormula) {
     Matrix lower = Moment(cols, 6, 0.1);
     ASSERT_TRUE(FactorCholesky(pool, cols, lower.data()));
     for (const double c : {0.05, 0.7, 4.0}) {
-      Matrix y = Normal(rows * cols, 7);
+      Matrix y = NormalValues(rows * cols, 7);
       const PlainCancellation want(rows, cols, lower, c, y);
       std::vector<int32_t> codes(rows * cols);
       Matrix gamma(cols);
@@ -164,7 +156,7 @@ TEST(SuccessiveCancellationTest, TheSameBitsOnAnyNumberOfThreads) {
   std::vector<Matrix> left;
   for (const int threads : {1, 2, 5}) {
     WorkerPool pool(threads);
-    Matrix y = Normal(kRows * kCols, 9);
+    Matrix y = NormalValues(kRows * kCols, 9);
     std::vector<int32_t> codes(kRows * kCols);
     Matrix gamma(kCols);
     ASSERT_TRUE(CancelSuccessively(pool, kRows, kCols, lower.data(), 0.3, y.data(), codes.data(),
@@ -366,7 +358,7 @@ TEST_F(LatticeErrorTest, AsymmetricMomentIsRefused) {
 }
 
 TEST_F(LatticeErrorTest, ShapesThatDoNotFitAreNamed) {
-  const DeviceTensor weight = Upload({3, 2}, Normal(6, 1));
+  const DeviceTensor weight = Upload({3, 2}, NormalValues(6, 1));
   const DeviceTensor moment = Upload({2, 2}, {1, 0, 0, 1});
   const MomentFactor factor = backend_->FactorMoment(*stream_, moment, 0.0).value();
   const auto message = [&](const LatticeInputs& inputs) {

@@ -5,25 +5,19 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#include "tests/compute/formats/relative_error.h"
+#include "tests/compute/normal_values.h"
 
 namespace quantd::compute {
 namespace {
 
 using ::testing::Each;
 using ::testing::HasSubstr;
-
-std::vector<double> Normal(int64_t count, uint64_t seed, double deviation = 0.02) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<double> normal(0.0, deviation);
-  std::vector<double> values(count);
-  for (double& value : values) value = normal(random);
-  return values;
-}
 
 std::vector<double> Dequantized(const GridWeight& weight) {
   std::vector<double> values(weight.rows() * weight.cols());
@@ -36,16 +30,6 @@ std::vector<double> RoundTrip(const GridSpec& spec, const std::vector<double>& v
   const auto weight = GridWeight::Quantize(spec, values, rows, cols);
   EXPECT_TRUE(weight.ok()) << weight.status();
   return Dequantized(**weight);
-}
-
-double RelativeError(const std::vector<double>& values, const std::vector<double>& decoded) {
-  double error = 0.0;
-  double energy = 0.0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    error += (values[i] - decoded[i]) * (values[i] - decoded[i]);
-    energy += values[i] * values[i];
-  }
-  return error / energy;
 }
 
 // Errors of the tables, a value: compute/formats/gaussian_grid.cc.
@@ -66,7 +50,7 @@ class EveryGrid : public ::testing::TestWithParam<std::tuple<int, int>> {
 };
 
 TEST_P(EveryGrid, NormalWeightsHaveTheGridsError) {
-  const std::vector<double> values = Normal(256 * 1024, 1);
+  const std::vector<double> values = NormalValues(256 * 1024, 1, 0.02);
   for (const int64_t group_size : {256, 1024}) {
     const double error = RelativeError(values, RoundTrip(Spec(group_size), values, 256, 1024));
     EXPECT_NEAR(error, GridError(), 0.02 * GridError()) << group_size;
@@ -74,7 +58,7 @@ TEST_P(EveryGrid, NormalWeightsHaveTheGridsError) {
 }
 
 TEST_P(EveryGrid, TheTransformMakesOtherWeightsNormal) {
-  std::vector<double> values = Normal(64 * 1024, 2);
+  std::vector<double> values = NormalValues(64 * 1024, 2, 0.02);
   for (double& value : values) value = value * value * value;  // kurtosis 46
   const double error = RelativeError(values, RoundTrip(Spec(1024), values, 64, 1024));
   EXPECT_NEAR(error, GridError(), 0.1 * GridError());
@@ -82,7 +66,7 @@ TEST_P(EveryGrid, TheTransformMakesOtherWeightsNormal) {
 
 TEST_P(EveryGrid, PacksWithoutWasteAndUnpacksBitExactly) {
   const GridSpec spec = Spec(64);
-  const auto weight = GridWeight::Quantize(spec, Normal(9 * 192, 3), 9, 192);
+  const auto weight = GridWeight::Quantize(spec, NormalValues(9 * 192, 3, 0.02), 9, 192);
   ASSERT_TRUE(weight.ok()) << weight.status();
   const auto tensors = (*weight)->Pack(2, 5);
   ASSERT_TRUE(tensors.ok()) << tensors.status();
@@ -95,7 +79,7 @@ TEST_P(EveryGrid, PacksWithoutWasteAndUnpacksBitExactly) {
 }
 
 TEST_P(EveryGrid, ScalesByPowersOfTwoExactly) {
-  const std::vector<double> values = Normal(4 * 256, 4, 1.0);
+  const std::vector<double> values = NormalValues(4 * 256, 4);
   const std::vector<double> decoded = RoundTrip(Spec(128), values, 4, 256);
   for (const int exponent : {-90, -20, 30, 90}) {
     std::vector<double> scaled = values;
@@ -114,12 +98,12 @@ TEST(GridWeight, ZerosStayZero) {
 }
 
 TEST(GridWeight, SeedsGiveOtherSigns) {
-  const std::vector<double> values = Normal(256, 6);
+  const std::vector<double> values = NormalValues(256, 6, 0.02);
   EXPECT_NE(RoundTrip({.seed = 1}, values, 1, 256), RoundTrip({.seed = 2}, values, 1, 256));
 }
 
 TEST(GridWeight, RefusesColumnsThatAreNoGroups) {
-  EXPECT_EQ(GridWeight::Quantize({}, Normal(300, 1), 1, 300).status().code(),
+  EXPECT_EQ(GridWeight::Quantize({}, NormalValues(300, 1, 0.02), 1, 300).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
@@ -127,7 +111,7 @@ TEST(GridWeight, UnpackChecksEveryTensor) {
   const GridSpec spec = {.bits = 3, .dimension = 2, .group_size = 32};
   const auto unpacked = [&](auto change) {
     std::vector<NamedTensor> tensors =
-        *(*GridWeight::Quantize(spec, Normal(4 * 96, 7), 4, 96))->Pack(0, 4);
+        *(*GridWeight::Quantize(spec, NormalValues(4 * 96, 7, 0.02), 4, 96))->Pack(0, 4);
     change(tensors);
     return std::string(GridWeight::Unpack(spec, tensors, 4, 96).status().message());
   };

@@ -6,12 +6,13 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "compute/formats/element_codec.h"
+#include "tests/compute/formats/relative_error.h"
+#include "tests/compute/normal_values.h"
 
 namespace quantd::compute {
 namespace {
@@ -71,24 +72,6 @@ std::vector<double> Decode(const NumberFormat& format, const EncodedMatrix& enco
   return values;
 }
 
-std::vector<double> Normal(int64_t count, double deviation, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<double> normal(0.0, deviation);
-  std::vector<double> values(count);
-  for (double& value : values) value = normal(random);
-  return values;
-}
-
-double RelativeError(const std::vector<double>& values, const std::vector<double>& decoded) {
-  double error = 0.0;
-  double energy = 0.0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    error += (values[i] - decoded[i]) * (values[i] - decoded[i]);
-    energy += values[i] * values[i];
-  }
-  return error / energy;
-}
-
 struct Case {
   std::string name;
   Recipe recipe;
@@ -126,7 +109,7 @@ class EveryFormat : public ::testing::TestWithParam<Case> {
 };
 
 TEST_P(EveryFormat, GaussianValuesComeBackWithinTheFormatsError) {
-  const std::vector<double> values = Normal(kRows * kCols, 0.02, 3);
+  const std::vector<double> values = NormalValues(kRows * kCols, 3, 0.02);
   const std::vector<double> decoded = Decode(*format_, Encode(*format_, values, kRows, kCols));
   EXPECT_LT(RelativeError(values, decoded), GetParam().worst_relative_error);
 }
@@ -159,7 +142,7 @@ TEST_P(EveryFormat, ExtremeGroupsStayFiniteAlsoInFloat32) {
                                     1.0, 1e10,  1e30,  kLargestFloat};
   for (double first : magnitudes) {
     for (double second : magnitudes) {
-      std::vector<double> values = Normal(2 * kCols, 0.3, 4);
+      std::vector<double> values = NormalValues(2 * kCols, 4, 0.3);
       for (int64_t i = 0; i < 2 * kCols; ++i) {
         values[i] = std::clamp(values[i], -1.0, 1.0) * (i < kCols ? first : second);
       }
@@ -184,7 +167,7 @@ TEST_P(EveryFormat, AnAllZeroMatrixDecodesToZero) {
 }
 
 TEST_P(EveryFormat, FakeQuantizationIsEncodingInTheActivationFormat) {
-  std::vector<double> values = Normal(3 * kCols, 5.0, 5);
+  std::vector<double> values = NormalValues(3 * kCols, 5, 5.0);
   const NumberFormat& activations = format_->activation_format();
   const std::vector<double> expected = Decode(activations, Encode(activations, values, 3, kCols));
   FakeQuantize(*format_, 3, kCols, values.data());
@@ -193,7 +176,7 @@ TEST_P(EveryFormat, FakeQuantizationIsEncodingInTheActivationFormat) {
 
 TEST_P(EveryFormat, TokensDoNotShareScalesWithOtherTokens) {
   // NVFP4's one global is the exception: hold it with the largest token, which stays.
-  std::vector<double> values = Normal(2 * kCols, 1.0, 6);
+  std::vector<double> values = NormalValues(2 * kCols, 6);
   values[0] = 50.0;
   std::vector<double> changed = values;
   for (int64_t i = kCols; i < 2 * kCols; ++i) changed[i] *= 7.0;
@@ -203,7 +186,7 @@ TEST_P(EveryFormat, TokensDoNotShareScalesWithOtherTokens) {
 }
 
 TEST_P(EveryFormat, DecodingRefusesWhatDoesNotFit) {
-  const std::vector<double> values = Normal(2 * kCols, 1.0, 7);
+  const std::vector<double> values = NormalValues(2 * kCols, 7);
   std::vector<double> decoded(2 * kCols);
   EncodedMatrix good = Encode(*format_, values, 2, kCols);
 
@@ -332,7 +315,7 @@ TEST(Nvfp4, SearchedScalesNeverLeaveAGroupWorseThanPlainOnes) {
   const auto search = NumberFormat::Create(Resolved(Format::kNvfp4, ScaleRule::kMse), 16);
   int better = 0;
   for (uint64_t seed = 0; seed < 500; ++seed) {
-    const std::vector<double> group = Normal(16, 1.0, seed);
+    const std::vector<double> group = NormalValues(16, seed);
     const float global = 300.0f;
     const double plain_error =
         SquaredErrorE2m1(group.data(), 16, ScalesOf(*plain, group, global)[0]);
@@ -392,7 +375,7 @@ TEST(Fp8, BlocksShareOneScaleAlsoAtTheEdges) {
 
 TEST(Fp8, NanElementsAreRefused) {
   const auto format = NumberFormat::Create(Resolved(Format::kFp8), 16);
-  EncodedMatrix encoded = Encode(*format, Normal(16, 1.0, 8), 1, 16);
+  EncodedMatrix encoded = Encode(*format, NormalValues(16, 8), 1, 16);
   encoded.codes.as<uint8_t>()[3] = 0xff;
   std::vector<double> values(16);
   EXPECT_THAT(DecodeMatrix(*format, encoded, absl::MakeSpan(values)).ToString(),

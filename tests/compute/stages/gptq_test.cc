@@ -3,85 +3,29 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <random>
 #include <string>
-#include <vector>
 
-#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/stages/rtn.h"
+#include "tests/compute/stages/correlated_layer.h"
 
 namespace quantd::compute {
 namespace {
 
 using testing::HasSubstr;
 
-class GptqTest : public testing::Test {
+class GptqTest : public CorrelatedLayer {
  protected:
-  static constexpr int64_t kRows = 40;
-  static constexpr int64_t kCols = 64;
-  static constexpr int64_t kTokens = 160;
-
-  GptqTest() {
-    std::mt19937 generator(1);
-    std::normal_distribution<double> normal;
-    Tensor w = Tensor::Create(DType::kF64, {kRows, kCols}).value();
-    for (double& value : w.as<double>()) value = normal(generator);
-    Tensor x = Tensor::Create(DType::kF64, {kTokens, kCols}).value();
-    for (int64_t t = 0; t < kTokens; ++t) {
-      const double shared = normal(generator);
-      for (int64_t c = 0; c < kCols; ++c) {
-        x.as<double>()[t * kCols + c] = (normal(generator) + shared) * (c % 9 == 0 ? 15 : 1);
-      }
-    }
-    problem_.weight = backend_->Upload(*stream_, w).value();
-    problem_.sample = backend_->Upload(*stream_, x).value();
-    problem_.outputs = backend_->ComputeOutputs(*stream_, problem_.weight, problem_.sample).value();
-    SetMoment([&](int64_t i, int64_t j) {
-      double sum = 0.0;
-      for (int64_t t = 0; t < kTokens; ++t) {
-        sum += x.as<double>()[t * kCols + i] * x.as<double>()[t * kCols + j] / kTokens;
-      }
-      return sum;
-    });
-  }
-
-  template <typename Entry>
-  void SetMoment(const Entry& entry) {
-    Tensor full = Tensor::Create(DType::kF64, {kCols, kCols}).value();
-    Tensor blocks = Tensor::Create(DType::kF64, {kCols / 32, 32, 32}).value();
-    for (int64_t i = 0; i < kCols; ++i) {
-      for (int64_t j = 0; j < kCols; ++j) {
-        full.as<double>()[i * kCols + j] = entry(i, j);
-        if (i / 32 == j / 32) blocks.as<double>()[i * 32 + j % 32] = entry(i, j);
-      }
-    }
-    problem_.full_moment = backend_->Upload(*stream_, full).value();
-    problem_.block_moment = backend_->Upload(*stream_, blocks).value();
-  }
+  GptqTest() : CorrelatedLayer(160) {}
 
   absl::StatusOr<LayerSolution> Try(Recipe recipe) {
     recipe.method = Method::kGptq;
-    problem_.recipe = ResolveRecipe(recipe).value();
-    return GptqMethod().Solve(*backend_, *stream_, problem_,
-                              [this](absl::string_view stage) { stages_.emplace_back(stage); });
+    return SolveBy(GptqMethod(), recipe);
   }
   LayerSolution Solve(const Recipe& recipe) {
     auto solution = Try(recipe);
     EXPECT_TRUE(solution.ok()) << solution.status();
     return *std::move(solution);
   }
-  double Error(const LayerSolution& solution) {
-    const auto format = NumberFormat::Create(problem_.recipe, kCols);
-    return backend_
-        ->MeasureOutputError(*stream_, *format, solution.transform.transform, solution.decoded,
-                             problem_.sample, problem_.outputs)
-        ->error;
-  }
-
-  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
-  const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
-  LayerProblem problem_;
-  std::vector<std::string> stages_;
 };
 
 TEST_F(GptqTest, IsBelowRoundToNearestOnWeightsAndActivations) {

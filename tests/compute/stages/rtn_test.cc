@@ -4,71 +4,21 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <random>
-#include <string>
 #include <vector>
 
-#include "compute/backend/cpu/cpu_backend.h"
 #include "compute/stages/gptq.h"
 #include "compute/stages/higgs.h"
 #include "compute/stages/watersic.h"
+#include "tests/compute/stages/correlated_layer.h"
 
 namespace quantd::compute {
 namespace {
 
-class RtnTest : public testing::Test {
+class RtnTest : public CorrelatedLayer {
  protected:
-  static constexpr int64_t kRows = 40;
-  static constexpr int64_t kCols = 64;
-  static constexpr int64_t kTokens = 96;
+  RtnTest() : CorrelatedLayer(96) {}
 
-  RtnTest() {
-    std::mt19937 generator(1);
-    std::normal_distribution<double> normal;
-    Tensor w = Tensor::Create(DType::kF64, {kRows, kCols}).value();
-    for (double& value : w.as<double>()) value = normal(generator);
-    Tensor x = Tensor::Create(DType::kF64, {kTokens, kCols}).value();
-    // Correlated columns, some of them large.
-    for (int64_t t = 0; t < kTokens; ++t) {
-      const double shared = normal(generator);
-      for (int64_t c = 0; c < kCols; ++c) {
-        x.as<double>()[t * kCols + c] = (normal(generator) + shared) * (c % 9 == 0 ? 15 : 1);
-      }
-    }
-    Tensor m = Tensor::Create(DType::kF64, {kCols / 32, 32, 32}).value();
-    for (int64_t i = 0; i < kCols; ++i) {
-      for (int64_t j = 0; j < 32; ++j) {
-        for (int64_t t = 0; t < kTokens; ++t) {
-          m.as<double>()[i * 32 + j] +=
-              x.as<double>()[t * kCols + i] * x.as<double>()[t * kCols + i / 32 * 32 + j] / kTokens;
-        }
-      }
-    }
-    problem_.weight = backend_->Upload(*stream_, w).value();
-    problem_.block_moment = backend_->Upload(*stream_, m).value();
-    problem_.sample = backend_->Upload(*stream_, x).value();
-    problem_.outputs = backend_->ComputeOutputs(*stream_, problem_.weight, problem_.sample).value();
-  }
-
-  LayerSolution Solve(Recipe recipe) {
-    problem_.recipe = ResolveRecipe(recipe).value();
-    return RtnMethod()
-        .Solve(*backend_, *stream_, problem_,
-               [this](absl::string_view stage) { stages_.emplace_back(stage); })
-        .value();
-  }
-  double Error(const LayerSolution& solution) {
-    const auto format = NumberFormat::Create(problem_.recipe, kCols);
-    return backend_
-        ->MeasureOutputError(*stream_, *format, solution.transform.transform, solution.decoded,
-                             problem_.sample, problem_.outputs)
-        ->error;
-  }
-
-  const std::unique_ptr<Backend> backend_ = NewCpuBackend(2);
-  const std::unique_ptr<Stream> stream_ = backend_->NewStream(nullptr).value();
-  LayerProblem problem_;
-  std::vector<std::string> stages_;
+  LayerSolution Solve(const Recipe& recipe) { return SolveBy(RtnMethod(), recipe).value(); }
 };
 
 TEST_F(RtnTest, FindMethodKnowsWhatIsBuilt) {

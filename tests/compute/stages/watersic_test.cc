@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <functional>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "compute/formats/lattice_weight.h"
 #include "compute/stages/measure.h"
 #include "compute/stages/rate_theory.h"
+#include "tests/compute/normal_values.h"
 
 namespace quantd::compute {
 namespace {
@@ -23,14 +23,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 using Matrix = std::vector<double>;
-
-Matrix Normal(int64_t size, int seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  Matrix values(size);
-  for (double& value : values) value = normal(generator);
-  return values;
-}
 
 // A moment by its entries.
 Matrix Square(int64_t n, const std::function<double(int64_t, int64_t)>& entry) {
@@ -43,7 +35,7 @@ Matrix Square(int64_t n, const std::function<double(int64_t, int64_t)>& entry) {
 
 // Tokens whose columns are correlated and, some of them, large: T x C.
 Matrix Tokens(int64_t tokens, int64_t cols, int seed) {
-  Matrix x = Normal(tokens * cols, seed);
+  Matrix x = NormalValues(tokens * cols, seed);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = 1; c < cols; ++c) x[t * cols + c] += 0.8 * x[t * cols + c - 1];
     for (int64_t c = 0; c < cols; c += 9) x[t * cols + c] *= 6.0;
@@ -74,7 +66,7 @@ class WaterSicTest : public testing::Test {
 
   explicit WaterSicTest(int threads = 2)
       : backend_(NewCpuBackend(threads)), stream_(backend_->NewStream(nullptr).value()) {
-    SetLayer(kRows, kCols, Normal(kRows * kCols, 1), Moment(kTokens, x_, x_));
+    SetLayer(kRows, kCols, NormalValues(kRows * kCols, 1), Moment(kTokens, x_, x_));
   }
 
   DeviceTensor Upload(int64_t rows, int64_t cols, const Matrix& values) {
@@ -185,7 +177,7 @@ TEST_F(WaterSicTest, LayersOfAGroupAreSolvedTogetherAndCountedApart) {
 }
 
 TEST_F(WaterSicTest, TheSameBitsOnAnyNumberOfThreads) {
-  const Matrix weight = Normal(300 * kCols, 5);
+  const Matrix weight = NormalValues(300 * kCols, 5);
   std::vector<Matrix> results;
   for (const int threads : {1, 2, 4}) {
     const auto backend = NewCpuBackend(threads);
@@ -221,7 +213,7 @@ TEST_F(WaterSicTest, GapToTheLimitIsThatOfTheCubicLattice) {
          return std::pow(0.9, std::abs(static_cast<double>(i - j)));
        })}};
   for (const auto& [name, moment] : moments) {
-    SetLayer(kManyRows, kSize, Normal(kManyRows * kSize, 7), moment);
+    SetLayer(kManyRows, kSize, NormalValues(kManyRows * kSize, 7), moment);
     const std::vector<double> eigenvalues =
         backend_->Eigenvalues(*stream_, problem_.full_moment).value();
     for (const double bits : {4.0, 5.0}) {
@@ -249,7 +241,7 @@ TEST_F(WaterSicTest, DeadInputsAreDroppedAndCostAlmostNothing) {
       moment[dead * kCols + i] *= scale;
     }
   }
-  SetLayer(kRows, kCols, Normal(kRows * kCols, 1), moment);
+  SetLayer(kRows, kCols, NormalValues(kRows * kCols, 1), moment);
   const LayerSolution solution = Solve();
   EXPECT_EQ(solution.dropped_inputs, 3);
   EXPECT_THAT(Lattice(solution).dead_columns(), ElementsAre(0, 17, 95));
@@ -267,7 +259,7 @@ TEST_F(WaterSicTest, DeadInputsAreDroppedAndCostAlmostNothing) {
 // Inputs that quantized predecessors have changed: solving for them beats ignoring them.
 TEST_F(WaterSicTest, DriftIsCorrected) {
   Matrix x_hat = x_;
-  const Matrix noise = Normal(kTokens * kCols, 9);
+  const Matrix noise = NormalValues(kTokens * kCols, 9);
   for (size_t i = 0; i < x_hat.size(); ++i) x_hat[i] = 0.9 * x_hat[i] + 0.4 * noise[i];
   const DeviceTensor hat = Upload(kCols, kCols, Moment(kTokens, x_hat, x_hat));
   const DeviceTensor cross = Upload(kCols, kCols, Moment(kTokens, x_, x_hat));
@@ -289,7 +281,7 @@ TEST_F(WaterSicTest, DriftIsCorrected) {
 // A residual moment moves the targets: with residual = D Mhat the solution approximates W + D.
 TEST_F(WaterSicTest, ResidualMovesTheTarget) {
   const Matrix moment = Moment(kTokens, x_, x_);
-  const Matrix shift = Normal(kRows * kCols, 11);
+  const Matrix shift = NormalValues(kRows * kCols, 11);
   Matrix residual(kRows * kCols);
   for (int64_t r = 0; r < kRows; ++r) {
     for (int64_t i = 0; i < kCols; ++i) {
@@ -323,7 +315,7 @@ TEST_F(WaterSicTest, TinyAndThinLayersComeOutOrNameTheirRange) {
   for (const auto& [rows, cols] :
        std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 300}, {300, 1}, {5, 7}, {40, 3}}) {
     const Matrix x = Tokens(50, cols, 3);
-    SetLayer(rows, cols, Normal(rows * cols, 1), Moment(50, x, x));
+    SetLayer(rows, cols, NormalValues(rows * cols, 1), Moment(50, x, x));
     for (const double bits : {2.0, 15.0}) {
       SetRate(bits);
       const absl::StatusOr<LayerSolution> solution = TrySolve();
@@ -340,7 +332,7 @@ TEST_F(WaterSicTest, TinyAndThinLayersComeOutOrNameTheirRange) {
 
 TEST_F(WaterSicTest, SingularMomentsAreSolvedExactly) {
   const Matrix few = Tokens(10, kCols, 3);
-  SetLayer(kRows, kCols, Normal(kRows * kCols, 1), Moment(10, few, few));
+  SetLayer(kRows, kCols, NormalValues(kRows * kCols, 1), Moment(10, few, few));
   const LayerSolution solution = Solve();
   EXPECT_EQ(solution.outcome, Outcome::kExact);
   EXPECT_NEAR(StoredBits(solution, {kRows}), 3.0, 5e-3);
@@ -350,7 +342,7 @@ TEST_F(WaterSicTest, SlightlyIndefiniteMomentsAreDampedAndSaySo) {
   Matrix moment = Square(kCols, [](int64_t i, int64_t j) { return i == j ? 1.0 : 0.0; });
   // Eigenvalues 1 +- 1.002 in the first two inputs.
   moment[1] = moment[kCols] = 1.002;
-  SetLayer(kRows, kCols, Normal(kRows * kCols, 1), moment);
+  SetLayer(kRows, kCols, NormalValues(kRows * kCols, 1), moment);
   const LayerSolution solution = Solve();
   EXPECT_EQ(solution.outcome, Outcome::kDamped);
   EXPECT_EQ(solution.retries, 2);
@@ -359,7 +351,7 @@ TEST_F(WaterSicTest, SlightlyIndefiniteMomentsAreDampedAndSaySo) {
 
 TEST_F(WaterSicTest, MomentsThatAreNoneAreRefused) {
   Matrix moment = Square(kCols, [](int64_t i, int64_t j) { return i == j ? 1.0 : 0.0; });
-  const Matrix weight = Normal(kRows * kCols, 1);
+  const Matrix weight = NormalValues(kRows * kCols, 1);
   moment[1] = moment[kCols] = 2.0;
   SetLayer(kRows, kCols, weight, moment);
   ExpectRefused(absl::StatusCode::kInvalidArgument, "indefinite even with 0.1 of its mean");
