@@ -39,7 +39,7 @@ ONLY_IN = {
         "tests/compute/backend/cuda",
         "tests/bench",
     ],
-    r"(grpc|grpcpp|google/protobuf)/.*": ["server", "client", "tests"],
+    r"(grpc|grpcpp|google/protobuf)/.*": ["server", "client", "tests", "cmake/sanitizers"],
     r".*\.pb\.h": ["server", "client", "tests"],
 }
 

@@ -29,8 +29,8 @@ struct WorkItem {
 // comes back at it, if that is later than its own, so that it neither starves others nor saves up.
 // Within a tenant: first come, first served. An item whose peak bytes do not fit a slot is left to
 // a slot where it does, and what stands behind it goes first there. Slots of one device share its
-// memory: an item that would fit were the others done waits for them, and nothing passes it. Pure: no clock, threads or I/O;
-// the same calls give the same decisions. Not thread-safe.
+// memory: an item that would fit were the others done waits for them, and nothing passes it. Pure:
+// no clock, threads or I/O; the same calls give the same decisions. Not thread-safe.
 class Scheduler {
  public:
   struct Slot {
