@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "compute/backend/token_sum.h"
 #include "compute/backend/cpu/worker_pool.h"
+#include "compute/backend/token_sum.h"
 
 namespace quantd::compute {
 
