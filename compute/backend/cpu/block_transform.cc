@@ -90,18 +90,31 @@ absl::Status NotPositive(absl::string_view where) {
                    " is not, even with its mean diagonal added"));
 }
 
+absl::Status BeyondFloat32(int64_t block) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("transform: block ", block,
+                   " does not fit float32; expected weights and activations whose "
+                   "magnitudes differ by less"));
+}
+
+double BlockFloor(double mean_diagonal) { return OrOne(kDeadBlockFloor * mean_diagonal); }
+
+double SpectrumFloor(double mean_square_output) {
+  return OrOne(kDeadSpectrumFloor * std::sqrt(mean_square_output));
+}
+
 DataAwareBlockSolver::DataAwareBlockSolver(TransformKind kind, int64_t block_size, double damping)
     : kind_(kind),
       damping_(damping),
       hadamard_(kind == TransformKind::kWush ? HadamardMatrix(block_size) : MatrixXd()) {}
 
 void DataAwareBlockSolver::SetFloors(double mean_square_weight, double mean_diagonal) {
-  weight_floor_ = OrOne(kDeadBlockFloor * mean_square_weight);
-  moment_floor_ = OrOne(kDeadBlockFloor * mean_diagonal);
+  weight_floor_ = BlockFloor(mean_square_weight);
+  moment_floor_ = BlockFloor(mean_diagonal);
 }
 
 void DataAwareBlockSolver::SetSpectrumFloor(double mean_square_output) {
-  spectrum_floor_ = OrOne(kDeadSpectrumFloor * std::sqrt(mean_square_output));
+  spectrum_floor_ = SpectrumFloor(mean_square_output);
 }
 
 absl::StatusOr<BlockSolution> DataAwareBlockSolver::SolveMarginal(int64_t block, const MatrixXd& mw,
@@ -159,12 +172,7 @@ absl::StatusOr<double> StoreBlock(const MatrixXd& tx, int64_t block, float* tx_t
   // In double precision a block may be regular beyond what float32 can hold.
   const MatrixXd widened = rounded.cast<double>();
   const MatrixXd inverse = widened.partialPivLu().inverse();
-  if (!widened.allFinite() || !inverse.allFinite()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("transform: block ", block,
-                     " does not fit float32; expected weights and activations whose "
-                     "magnitudes differ by less"));
-  }
+  if (!widened.allFinite() || !inverse.allFinite()) return BeyondFloat32(block);
   using RowMajorFloat = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   Eigen::Map<RowMajorFloat>(tx_to, b, b) = rounded;
   Eigen::Map<RowMajorMatrix>(tw_to, b, b) = inverse.transpose();

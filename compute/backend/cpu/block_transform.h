@@ -24,6 +24,11 @@ Eigen::MatrixXd HadamardMatrix(int64_t n);
 // Haar-distributed, by seed and block.
 Eigen::MatrixXd RandomRotation(int64_t n, uint64_t seed, int64_t block);
 
+// What keeps dead blocks solvable: added to the diagonals of blocks of a matrix whose mean diagonal
+// this is, and the least singular value of y = A_bb W_b^T where this is the mean square of all y.
+double BlockFloor(double mean_diagonal);
+double SpectrumFloor(double mean_square_output);
+
 // What the blocks of one layer have in common.
 class DataAwareBlockSolver {
  public:
@@ -56,6 +61,8 @@ class DataAwareBlockSolver {
 
 // The error of every solver for a matrix that no damping up to its mean diagonal helps.
 absl::Status NotPositive(absl::string_view where);
+// The error for a transform or inverse that float32 cannot hold.
+absl::Status BeyondFloat32(int64_t block);
 
 // Rounds `tx` to float32 and writes it and the inverse transpose of what rounding left, row-major.
 // Returns the 2-norm condition number. INVALID_ARGUMENT where float32 cannot hold either.

@@ -13,6 +13,7 @@
 #include "compute/backend/cuda/moment_accumulator.h"
 #include "compute/backend/cuda/moment_factor.h"
 #include "compute/backend/cuda/round_to_nearest.h"
+#include "compute/backend/cuda/solve_transforms.h"
 #include "compute/backend/cuda/successive_cancellation.h"
 #include "compute/backend/operands.h"
 
@@ -76,7 +77,7 @@ class CudaBackend final : public Backend {
                                                     const TransformProblem& problem) override {
     auto cuda = Enter(stream, operands::CheckTransformProblem(problem));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("transforms");
+    return CudaSolveTransforms(**cuda, problem);
   }
 
   absl::StatusOr<QuantizedWeight> RoundToNearest(Stream& stream, const NumberFormat& format,
