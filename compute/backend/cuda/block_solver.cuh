@@ -237,7 +237,7 @@ __device__ void OrthogonalizeColumns(int n, double* g, double* v, int ld, double
               if (lane == 0) {
                 const double mixed = 2.0 * c * s * cross;
                 norms[at.p] = fmax(c * c * p - mixed + s * s * q, 0.0);
-                norms[at.q] = s * s * p + mixed + c * c * q;
+                norms[at.q] = fmax(s * s * p + mixed + c * c * q, 0.0);
               }
             }
           }

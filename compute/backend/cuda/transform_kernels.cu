@@ -611,8 +611,9 @@ template <typename Problem>
 cudaError_t LaunchWith(cudaStream_t stream, void (*kernel)(Problem), const Problem& problem,
                        int64_t blocks, int threads, int64_t doubles) {
   const auto bytes = static_cast<size_t>(doubles) * sizeof(double);
-  const cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(bytes));
+  const cudaError_t code =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (code != cudaSuccess) return code;
   kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(problem);
   return cudaGetLastError();

@@ -157,12 +157,14 @@ TEST_F(CudaTransformTest, DeadBlocksAndFewRows) {
     }
   }
   for (const Solver solver : {Solver::kMarginal, Solver::kConditional}) {
+    SCOPED_TRACE(NameOf(solver));
     const TransformProblem p = ProblemOf(TransformKind::kWush, 32, solver);
-    const TransformSolution cuda = Solve(cuda_, p, weight, moment);
     const TransformSolution cpu = Solve(cpu_, p, weight, moment);
+    const TransformSolution cuda = Solve(cuda_, p, weight, moment);
     ExpectInverse(cuda.transform);
     for (size_t i = 0; i < cpu.trace.size(); ++i) {
-      EXPECT_NEAR(cuda.trace[i], cpu.trace[i], 1e-7 * cpu.trace[0] + 1e-9) << i;
+      // Singular values of 0 are known to the root of what rounding leaves of a product.
+      EXPECT_NEAR(cuda.trace[i], cpu.trace[i], 1e-6 * (cpu.trace[1] + cpu.trace[2])) << i;
     }
     EXPECT_EQ(cuda.damped_blocks, cpu.damped_blocks);
   }
