@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/block_transform.h"
 #include "compute/backend/cpu/transform_solver.h"
+#include "compute/backend/cuda/block_product_kernels.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/matrix.h"
 #include "compute/backend/cuda/matrix_kernels.h"
@@ -96,7 +97,7 @@ class LayerSolver {
     if (!diagonals.ok()) return diagonals.status();
     const double* const moment = DeviceData<double>(p_.second_moment);
     absl::Status status =
-        ToStatus(LaunchBlockDiagonals(stream_.get(), size, cols_ / size, moment, diagonals->data()),
+        ToStatus(LaunchBlockDiagonal(stream_.get(), size, cols_, moment, diagonals->data()),
                  "reading the second moment");
     if (!status.ok()) return status;
     const absl::StatusOr<std::vector<double>> diagonal =

@@ -591,11 +591,6 @@ __global__ void __launch_bounds__(256) CoupleUnitsKernel(UnitProblem p) {
   }
 }
 
-__global__ void BlockDiagonalsKernel(int size, int64_t count, const double* stack, double* to) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < count) to[i] = stack[i * size + i % size];
-}
-
 // --- Launching ---------------------------------------------------------------------------------
 
 bool FitsShared(int64_t doubles) {
@@ -702,15 +697,6 @@ cudaError_t LaunchCoupleUnits(cudaStream_t stream, const UnitProblem& problem, i
   if (problem.width > kLargestCoupled) return cudaErrorInvalidValue;
   const int64_t doubles = int64_t{3} * problem.width * RowStride(problem.width);
   return LaunchWith<UnitProblem>(stream, CoupleUnitsKernel, problem, units, 256, doubles);
-}
-
-cudaError_t LaunchBlockDiagonals(cudaStream_t stream, int size, int64_t blocks, const double* stack,
-                                 double* to) {
-  const int64_t count = blocks * size;
-  if (count == 0) return cudaSuccess;
-  BlockDiagonalsKernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(size, count,
-                                                                                       stack, to);
-  return cudaGetLastError();
 }
 
 }  // namespace quantd::compute

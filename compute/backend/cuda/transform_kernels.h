@@ -101,8 +101,4 @@ struct UnitProblem {
 constexpr int kLargestCoupled = 64;
 cudaError_t LaunchCoupleUnits(cudaStream_t stream, const UnitProblem& problem, int64_t units);
 
-// to[b * size + i] = the i-th diagonal entry of block b.
-cudaError_t LaunchBlockDiagonals(cudaStream_t stream, int size, int64_t blocks, const double* stack,
-                                 double* to);
-
 }  // namespace quantd::compute
