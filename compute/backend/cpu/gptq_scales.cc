@@ -7,40 +7,28 @@
 namespace quantd::compute {
 namespace {
 
-constexpr double kHeadroom = 8.0;
-// Below it a scale that the divisor makes a subnormal E4M3 number would not survive a smaller one.
-constexpr double kSmallGroup = 1.0 / 1024.0;
-
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
-
-bool GptqScales::FollowsAmax(const NumberFormat& format) {
-  return format.GlobalScale(1.0) != format.GlobalScale(2.0);
-}
 
 GptqScales::GptqScales(const NumberFormat& format, int64_t rows, int64_t cols, double amax)
     : format_(format),
       grid_(format.grid()),
       scale_rows_(CeilDivide(rows, grid_.rows)),
       scale_cols_(CeilDivide(cols, grid_.cols)),
-      follows_amax_(FollowsAmax(format)),
-      amax_(amax),
-      global_(format.GlobalScale(amax)),
-      small_global_(format.GlobalScale(amax * kHeadroom)),
+      global_(format, amax),
       scales_(scale_rows_ * scale_cols_) {}
 
 void GptqScales::Set(int64_t row, int64_t rows, int64_t col, int64_t cols, const double* values) {
   const int64_t groups = CeilDivide(cols, grid_.cols);
   std::vector<double> scales(CeilDivide(rows, grid_.rows) * groups);
-  if (!follows_amax_) {
-    format_.ComputeScales(values, rows, cols, global_, scales.data());
+  if (!global_.follows_amax()) {
+    format_.ComputeScales(values, rows, cols, global_.global(), scales.data());
   } else {
     for (int64_t g = 0; g < rows * groups; ++g) {  // such a group lies in one row
       const double* group = values + g * grid_.cols;
-      const double amax = MaxMagnitude(group, grid_.cols);
-      const bool small = amax > amax_ || amax < kSmallGroup * amax_;
-      format_.ComputeScales(group, 1, grid_.cols, small ? small_global_ : global_, &scales[g]);
+      format_.ComputeScales(group, 1, grid_.cols, global_.For(MaxMagnitude(group, grid_.cols)),
+                            &scales[g]);
     }
   }
   const int64_t first = col / grid_.cols;
@@ -57,13 +45,8 @@ void GptqScales::Read(int64_t row, int64_t rows, int64_t col, double* to) const 
 }
 
 std::optional<float> GptqScales::FinalGlobal() const {
-  if (!follows_amax_ || scales_.empty()) return global_;
-  const double largest = *std::max_element(scales_.begin(), scales_.end());
-  float global = *global_;
-  for (double h = 1.0; h < kHeadroom && largest * global > kE4m3Max * (1.0 + 1e-9); h *= 2.0) {
-    global *= 0.5f;
-  }
-  return global;
+  if (scales_.empty()) return global_.global();
+  return global_.Final(*std::max_element(scales_.begin(), scales_.end()));
 }
 
 }  // namespace quantd::compute

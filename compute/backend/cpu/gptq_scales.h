@@ -4,23 +4,17 @@
 #include <optional>
 #include <vector>
 
+#include "compute/backend/gptq_global.h"
 #include "compute/formats/number_format.h"
 
 namespace quantd::compute {
 
-// Scales of a layer whose transformed weights become known unit by unit. A tensor-wide divisor that
-// follows the largest magnitude (NVFP4's 448 * 6 / amax) has to be set before that is known: it is
-// set from the weights as they are before any feedback, groups that outgrow it take scales as if
-// the divisor were smaller, and the last step makes it smaller by the power of two that their codes
-// need, at most 2^3. Scales keep their values in that.
+// Scales of a layer whose transformed weights become known unit by unit.
 // Distinct rows of scales may be set by several threads at once.
 class GptqScales {
  public:
-  // `amax`: the largest magnitude of the transformed weights before feedback, read where the
-  // format's divisor follows it.
+  // `amax` as in GptqGlobal.
   GptqScales(const NumberFormat& format, int64_t rows, int64_t cols, double amax);
-  // Whether the format's divisor follows the largest magnitude.
-  static bool FollowsAmax(const NumberFormat& format);
 
   // From `rows` x `cols` transformed weights of the rows from `row` on (a multiple of the format's
   // grid) and the columns from `col` on.
@@ -39,10 +33,7 @@ class GptqScales {
   ScaleGrid grid_;
   int64_t scale_rows_;
   int64_t scale_cols_;
-  bool follows_amax_;
-  double amax_;
-  std::optional<float> global_;
-  std::optional<float> small_global_;
+  GptqGlobal global_;
   std::vector<double> scales_;
 };
 

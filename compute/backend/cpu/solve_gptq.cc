@@ -14,7 +14,7 @@
 #include "compute/backend/cpu/cholesky.h"
 #include "compute/backend/cpu/gptq_feedback.h"
 #include "compute/backend/cpu/gptq_moment.h"
-#include "compute/backend/cpu/gptq_plan.h"
+#include "compute/backend/gptq_plan.h"
 #include "compute/backend/cpu/gptq_scales.h"
 #include "compute/backend/cpu/gptq_transforms.h"
 #include "compute/backend/cpu/host_memory.h"
@@ -146,7 +146,7 @@ class GptqRun {
   absl::Status PrepareScales() {
     if (transforms_->data_aware() && transforms_->conditional()) SetSpectrumFloor();
     double amax = 0.0;
-    if (GptqScales::FollowsAmax(format_)) {
+    if (GptqGlobal::FollowsAmax(format_)) {
       if (transforms_->data_aware()) {
         absl::Status status = SolveBlocks(
             0, cols_ / p_.block_size, [&](int64_t block) { return GramOf(block); },

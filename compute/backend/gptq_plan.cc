@@ -1,4 +1,4 @@
-#include "compute/backend/cpu/gptq_plan.h"
+#include "compute/backend/gptq_plan.h"
 
 #include <algorithm>
 #include <numeric>
