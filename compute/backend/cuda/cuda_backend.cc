@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/cuda_stream.h"
+#include "compute/backend/cuda/gptq_solver.h"
 #include "compute/backend/cuda/lattice_problem.h"
 #include "compute/backend/cuda/lattice_scales.h"
 #include "compute/backend/cuda/matrix.h"
@@ -88,11 +89,11 @@ class CudaBackend final : public Backend {
     return CudaRoundToNearest(**cuda, format, transform, weight);
   }
 
-  absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& /*format*/,
+  absl::StatusOr<GptqSolution> SolveGptq(Stream& stream, const NumberFormat& format,
                                          const GptqProblem& problem) override {
     auto cuda = Enter(stream, operands::CheckGptqProblem(problem));
     if (!cuda.ok()) return cuda.status();
-    return absl::UnimplementedError("gptq");
+    return CudaSolveGptq(**cuda, format, problem);
   }
 
   absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,

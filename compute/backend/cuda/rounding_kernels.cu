@@ -203,16 +203,11 @@ __global__ void RoundRunsKernel(FormatSpec spec, int64_t rows, int64_t cols, con
 cudaError_t LaunchRoundAny(cudaStream_t stream, const FormatSpec& spec, double global, int64_t rows,
                            int64_t cols, const double* values, double* scratch,
                            const RoundedMatrix& to) {
-  const int64_t groups = ScaleCount(spec, rows, cols);
-  const int threads = spec.grid_rows * spec.grid_cols <= 512 ? 32 : kThreads;
-  GroupScalesKernel<<<static_cast<unsigned>(groups), threads, 0, stream>>>(spec, global, rows, cols,
-                                                                           values, scratch);
-  cudaError_t code = cudaGetLastError();
+  cudaError_t code = LaunchGroupScales(stream, spec, global, rows, cols, values, scratch);
   if (code != cudaSuccess) return code;
   if (to.scales != nullptr) {
-    const auto blocks = static_cast<unsigned>((groups + kThreads - 1) / kThreads);
-    StoreScalesKernel<<<blocks, kThreads, 0, stream>>>(spec, global, groups, scratch, to.scales);
-    code = cudaGetLastError();
+    code =
+        LaunchStoreScales(stream, spec, global, ScaleCount(spec, rows, cols), scratch, to.scales);
     if (code != cudaSuccess) return code;
   }
   const int64_t runs = rows * ((cols + kRun - 1) / kRun);
@@ -322,6 +317,24 @@ cudaError_t LaunchAmax(cudaStream_t stream, int64_t count, const double* values,
 int64_t ScaleCount(const FormatSpec& spec, int64_t rows, int64_t cols) {
   return ((rows + spec.grid_rows - 1) / spec.grid_rows) *
          ((cols + spec.grid_cols - 1) / spec.grid_cols);
+}
+
+cudaError_t LaunchGroupScales(cudaStream_t stream, const FormatSpec& spec, double global,
+                              int64_t rows, int64_t cols, const double* values, double* scales) {
+  const int64_t groups = ScaleCount(spec, rows, cols);
+  if (groups == 0) return cudaSuccess;
+  const int threads = spec.grid_rows * spec.grid_cols <= 512 ? 32 : kThreads;
+  GroupScalesKernel<<<static_cast<unsigned>(groups), threads, 0, stream>>>(spec, global, rows, cols,
+                                                                           values, scales);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchStoreScales(cudaStream_t stream, const FormatSpec& spec, double global,
+                              int64_t count, const double* scales, uint8_t* to) {
+  if (count == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  StoreScalesKernel<<<blocks, kThreads, 0, stream>>>(spec, global, count, scales, to);
+  return cudaGetLastError();
 }
 
 bool NeedsScaleScratch(const FormatSpec& spec, int64_t cols) { return !IsGroupOfRuns(spec, cols); }

@@ -28,6 +28,13 @@ cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double glob
 int64_t ScaleCount(const FormatSpec& spec, int64_t rows, int64_t cols);
 bool NeedsScaleScratch(const FormatSpec& spec, int64_t cols);
 
+// The parts of it apart: scales as the values that they decode to, for every rule but kNvfp4Mse,
+// and what is stored of them.
+cudaError_t LaunchGroupScales(cudaStream_t stream, const FormatSpec& spec, double global,
+                              int64_t rows, int64_t cols, const double* values, double* scales);
+cudaError_t LaunchStoreScales(cudaStream_t stream, const FormatSpec& spec, double global,
+                              int64_t count, const double* scales, uint8_t* to);
+
 // Round to nearest in one pass: W' = W Tw^T by blocks is rounded as above, and
 // dequantized = decoded Tx. For blocks and groups that CanRoundTransformed.
 struct RoundingTransform {

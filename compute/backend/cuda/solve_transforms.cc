@@ -122,8 +122,15 @@ class LayerSolver {
     problem_.moment = factor_.lower.data();
     problem_.moment_ld = cols_;
     problem_.moment_stride = p_.block_size * (cols_ + 1);
-    const absl::StatusOr<double> floor = FindSpectrumFloor(stream_, problem_, blocks);
+    auto energies = DeviceBuffer<double>::Allocate(stream_, blocks);
+    if (!energies.ok()) return energies.status();
+    problem_.energies = energies->data();
+    absl::Status status =
+        ToStatus(LaunchSolveBlocks(stream_.get(), problem_, blocks), "energies of blocks");
+    if (!status.ok()) return status;
+    const absl::StatusOr<double> floor = SpectrumFloorOf(stream_, *energies);
     if (!floor.ok()) return floor.status();
+    problem_.energies = nullptr;
     problem_.spectrum_floor = *floor;
     return absl::OkStatus();
   }
@@ -145,7 +152,7 @@ absl::Status StatusOf(BlockState state, int64_t block) {
     case BlockState::kBeyondFloat32:
       return BeyondFloat32(block);
     case BlockState::kNotCoupled:
-      return NotPositive(absl::StrCat("the transformed block ", block));
+      return NotPositive(absl::StrCat("the transformed unit of block ", block));
   }
   return absl::InternalError("transform: unknown state");
 }
@@ -271,14 +278,8 @@ absl::StatusOr<double> MeanSquare(CudaStream& stream, const DeviceTensor& matrix
   return Mean(*energies);
 }
 
-absl::StatusOr<double> FindSpectrumFloor(CudaStream& stream, BlockProblem problem, int64_t blocks) {
-  auto energies = DeviceBuffer<double>::Allocate(stream, blocks);
-  if (!energies.ok()) return energies.status();
-  problem.energies = energies->data();
-  absl::Status status =
-      ToStatus(LaunchSolveBlocks(stream.get(), problem, blocks), "energies of blocks");
-  if (!status.ok()) return status;
-  absl::StatusOr<std::vector<double>> values = CopyToHost(stream, energies->data(), blocks);
+absl::StatusOr<double> SpectrumFloorOf(CudaStream& stream, const DeviceBuffer<double>& energies) {
+  absl::StatusOr<std::vector<double>> values = CopyToHost(stream, energies.data(), energies.size());
   if (!values.ok()) return values.status();
   for (double& value : *values) value = std::max(value, 0.0);
   return SpectrumFloor(Mean(*values));

@@ -55,7 +55,7 @@ absl::Status SumGrams(CudaStream& stream, const double* weight, int64_t rows, in
 
 // The mean of the squares of a matrix.
 absl::StatusOr<double> MeanSquare(CudaStream& stream, const DeviceTensor& matrix);
-// SpectrumFloor of the conditional solver for the blocks of `problem`.
-absl::StatusOr<double> FindSpectrumFloor(CudaStream& stream, BlockProblem problem, int64_t blocks);
+// SpectrumFloor of the conditional solver, from every block's BlockProblem::energies.
+absl::StatusOr<double> SpectrumFloorOf(CudaStream& stream, const DeviceBuffer<double>& energies);
 
 }  // namespace quantd::compute
