@@ -1,7 +1,6 @@
 #include "compute/backend/cuda/gptq_moment.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -102,7 +101,9 @@ absl::Status CudaGptqMoment::Solve(CudaStream& stream, int64_t rows, double* x) 
 
 absl::Status CudaGptqMoment::Split(CudaStream& stream, const GptqPlan& plan) {
   const int64_t width = plan.units.front().width;
-  if (width <= kLargestSplit && cols_ % width == 0) {
+  const bool uniform = std::ranges::all_of(
+      plan.units, [width](const GptqUnit& unit) { return unit.width == width; });
+  if (width <= kLargestSplit && uniform) {
     return ToStatus(LaunchSplitFactor(stream.get(), cols_, static_cast<int>(width), values_.data()),
                     "splitting the factor");
   }

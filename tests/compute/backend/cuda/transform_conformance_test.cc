@@ -25,7 +25,7 @@ TransformProblem ProblemOf(TransformKind kind, int64_t block_size,
   return problem;
 }
 
-class CudaTransformTest : public CudaTest {
+class CudaSolveTransformsTest : public CudaTest {
  protected:
   static TransformSolution Solve(Side& side, TransformProblem p, const Tensor& weight,
                                  const Tensor& moment) {
@@ -77,7 +77,7 @@ class CudaTransformTest : public CudaTest {
   }
 };
 
-TEST_F(CudaTransformTest, DataAware) {
+TEST_F(CudaSolveTransformsTest, DataAware) {
   for (const Shape& shape : {Shape{37, 96, 32}, Shape{300, 64, 16}, Shape{130, 256, 64},
                              Shape{140, 256, 128}, Shape{2000, 64, 32}}) {
     const Tensor weight = Random({shape.rows, shape.cols}, 1);
@@ -90,7 +90,7 @@ TEST_F(CudaTransformTest, DataAware) {
   }
 }
 
-TEST_F(CudaTransformTest, BlocksThatAreNoPowerOfTwo) {
+TEST_F(CudaSolveTransformsTest, BlocksThatAreNoPowerOfTwo) {
   const Tensor weight = Random({80, 150}, 3);
   const Tensor moment = RandomMoment(150, 4);
   for (const int64_t block : {3, 10, 25, 50, 75}) {
@@ -100,7 +100,7 @@ TEST_F(CudaTransformTest, BlocksThatAreNoPowerOfTwo) {
   }
 }
 
-TEST_F(CudaTransformTest, DataFree) {
+TEST_F(CudaSolveTransformsTest, DataFree) {
   const Tensor weight = Random({5, 256}, 5);
   const Tensor moment = RandomMoment(256, 6);
   for (const TransformKind kind : {TransformKind::kHadamard, TransformKind::kRandom}) {
@@ -114,7 +114,7 @@ TEST_F(CudaTransformTest, DataFree) {
 }
 
 // Tx Mx Tx^T = Tw Mw Tw^T of the damped moments.
-TEST_F(CudaTransformTest, MarginalBalances) {
+TEST_F(CudaSolveTransformsTest, MarginalBalances) {
   constexpr int64_t kSize = 32;
   constexpr double kDamping = 1e-2;
   const Tensor weight = Random({300, kSize}, 8);
@@ -145,7 +145,7 @@ TEST_F(CudaTransformTest, MarginalBalances) {
       1e-5);
 }
 
-TEST_F(CudaTransformTest, DeadBlocksAndFewRows) {
+TEST_F(CudaSolveTransformsTest, DeadBlocksAndFewRows) {
   Tensor weight = Random({7, 96}, 10);
   Tensor moment = RandomMoment(96, 11);
   for (int64_t r = 0; r < 7; ++r) {
@@ -170,7 +170,7 @@ TEST_F(CudaTransformTest, DeadBlocksAndFewRows) {
   }
 }
 
-TEST_F(CudaTransformTest, RetriesAndRefusesAsTheCpuDoes) {
+TEST_F(CudaSolveTransformsTest, RetriesAndRefusesAsTheCpuDoes) {
   const Tensor weight = Random({64, 64}, 12);
   Tensor moment = RandomMoment(64, 13);
   // Slightly indefinite: damped more.
