@@ -52,6 +52,7 @@ struct Flags {
   std::string devices;
   int cpu_threads = 0;
   bool allow_insecure_listen = false;
+  bool shared_memory = false;
 };
 
 absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
@@ -71,6 +72,7 @@ absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
   override_with(config.devices, flags.devices);
   if (flags.cpu_threads > 0) config.cpu_threads = flags.cpu_threads;
   config.allow_insecure_listen |= flags.allow_insecure_listen;
+  config.shared_memory |= flags.shared_memory;
   if (absl::Status status = Validate(config); !status.ok()) return status;
   return config;
 }
@@ -322,8 +324,9 @@ absl::Status Serve(const ServerConfig& config) {
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(NewJobsService(environment, *engine, **jobs, **blobs));
   services.push_back(NewWeightsService(environment, uploads));
-  services.push_back(
-      NewCalibrationService(environment, statistics, **jobs, config.limits.stream_credit_bytes));
+  services.push_back(NewCalibrationService(
+      environment, statistics, **jobs,
+      {.credit_bytes = config.limits.stream_credit_bytes, .shared_memory = config.shared_memory}));
   services.push_back(NewResultsService(environment, **jobs, **blobs));
   services.push_back(
       NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
@@ -399,6 +402,8 @@ int Main(int argc, char** argv) {
                  "threads of the CPU backend [one a core]");
   app.add_flag("--allow_insecure_listen,--allow-insecure-listen", flags.allow_insecure_listen,
                "accept connections without TLS or credentials from other machines");
+  app.add_flag("--shared_memory,--shared-memory", flags.shared_memory,
+               "let clients on this host hand activations over in POSIX shared memory");
   CLI11_PARSE(app, argc, argv);
 
   const absl::StatusOr<ServerConfig> config = Configure(flags);

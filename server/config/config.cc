@@ -79,6 +79,7 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   TakeIfGiven(proto.cpu_slots(), config.cpu_slots);
   TakeIfGiven(proto.devices(), config.devices);
   TakeIfGiven(proto.cuda_slots(), config.cuda_slots);
+  config.shared_memory = proto.shared_memory();
   TakeIfGiven(proto.log_level(), config.log_level);
   TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
   return config;

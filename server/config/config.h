@@ -50,6 +50,7 @@ struct ServerConfig {
   int cpu_slots = 1;
   std::string devices = "auto";
   int cuda_slots = 2;
+  bool shared_memory = false;
   std::string log_level = "info";
   int drain_seconds = 20;
 };

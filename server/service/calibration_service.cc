@@ -9,7 +9,6 @@
 #include "server/service/messages.h"
 #include "server/service/moment_transfer.h"
 #include "server/service/resource_name.h"
-#include "server/service/stream_activations.h"
 
 namespace quantd::server {
 namespace {
@@ -17,17 +16,14 @@ namespace {
 class CalibrationService final : public v1::Calibration::CallbackService {
  public:
   CalibrationService(const CallEnvironment& environment, Statistics& statistics, JobStore& jobs,
-                     int64_t stream_credit_bytes)
-      : environment_(environment),
-        statistics_(statistics),
-        jobs_(jobs),
-        stream_credit_bytes_(stream_credit_bytes) {}
+                     const ActivationStreamOptions& streams)
+      : environment_(environment), statistics_(statistics), jobs_(jobs), streams_(streams) {}
 
   grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>*
   StreamActivations(grpc::CallbackServerContext* context) override {
     return NewStreamActivationsReactor(
         Call(environment_, context, "quantd.v1.Calibration/StreamActivations"), statistics_,
-        stream_credit_bytes_);
+        streams_);
   }
 
   grpc::ServerUnaryReactor* GetStatistic(grpc::CallbackServerContext* context,
@@ -140,15 +136,15 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   const CallEnvironment& environment_;
   Statistics& statistics_;
   JobStore& jobs_;
-  const int64_t stream_credit_bytes_;
+  const ActivationStreamOptions streams_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewCalibrationService(const CallEnvironment& environment,
                                                      Statistics& statistics, JobStore& jobs,
-                                                     int64_t stream_credit_bytes) {
-  return std::make_unique<CalibrationService>(environment, statistics, jobs, stream_credit_bytes);
+                                                     const ActivationStreamOptions& streams) {
+  return std::make_unique<CalibrationService>(environment, statistics, jobs, streams);
 }
 
 }  // namespace quantd::server

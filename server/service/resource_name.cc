@@ -24,6 +24,14 @@ std::string Shown(absl::string_view text) {
                       text.size() > kMost ? "\"..." : "\"");
 }
 
+absl::Status CheckTenant(absl::string_view field, absl::string_view tenant,
+                         absl::string_view caller) {
+  if (tenant == caller) return absl::OkStatus();
+  return Error(absl::StatusCode::kPermissionDenied, "FOREIGN_TENANT",
+               absl::StrFormat("%s: the caller is tenant %s and has no access to tenant %s", field,
+                               caller, tenant));
+}
+
 // `collections`: "jobs", "layers". The pattern is tenants/{tenant} and then a pair each.
 absl::StatusOr<ResourceName> Parse(absl::string_view field, absl::string_view name,
                                    absl::string_view caller,
@@ -44,11 +52,7 @@ absl::StatusOr<ResourceName> Parse(absl::string_view field, absl::string_view na
   ResourceName parsed;
   parsed.tenant = std::string(parts[1]);
   if (absl::Status s = CheckId(field, parsed.tenant, 63); !s.ok()) return s;
-  if (parsed.tenant != caller) {
-    return Error(absl::StatusCode::kPermissionDenied, "FOREIGN_TENANT",
-                 absl::StrFormat("%s: the caller is tenant %s and has no access to tenant %s",
-                                 field, caller, parsed.tenant));
-  }
+  if (absl::Status s = CheckTenant(field, parsed.tenant, caller); !s.ok()) return s;
   for (size_t i = 0; i < collections.size(); ++i) {
     const size_t most = collections[i] == "artifacts" ? kMaxArtifactId : kMaxId;
     if (absl::Status s = CheckId(field, parts[3 + 2 * i], most); !s.ok()) return s;
@@ -93,6 +97,19 @@ absl::StatusOr<ResourceName> ParseArtifactName(absl::string_view field, absl::st
 absl::StatusOr<ResourceName> ParseStatisticName(absl::string_view field, absl::string_view name,
                                                 absl::string_view caller) {
   return Parse(field, name, caller, {"statistics"});
+}
+
+absl::Status CheckSharedRegionName(absl::string_view field, absl::string_view name,
+                                   absl::string_view caller) {
+  // Neither "quantd" nor a tenant has a dot; an id may.
+  const std::vector<absl::string_view> parts = absl::StrSplit(name, absl::MaxSplits('.', 2));
+  if (parts.size() != 3 || parts[0] != "quantd") {
+    return InvalidField(field, absl::StrCat("expected quantd.{tenant}.{id}, got ", Shown(name)),
+                        kInvalidName);
+  }
+  if (absl::Status s = CheckId(field, parts[1], 63); !s.ok()) return s;
+  if (absl::Status s = CheckTenant(field, parts[1], caller); !s.ok()) return s;
+  return CheckId(field, parts[2], 64);
 }
 
 absl::Status CheckText(absl::string_view field, absl::string_view text, size_t max_bytes) {

@@ -36,6 +36,11 @@ absl::StatusOr<ResourceName> ParseArtifactName(absl::string_view field, absl::st
 absl::StatusOr<ResourceName> ParseStatisticName(absl::string_view field, absl::string_view name,
                                                 absl::string_view caller);
 
+// A POSIX shared-memory region of a client's: quantd.{tenant}.{id}, the id as CheckId's with at
+// most 64 characters. Errors as above.
+absl::Status CheckSharedRegionName(absl::string_view field, absl::string_view name,
+                                   absl::string_view caller);
+
 std::string JobName(absl::string_view tenant, absl::string_view job);
 std::string LayerName(absl::string_view tenant, absl::string_view job, absl::string_view layer);
 std::string ArtifactName(absl::string_view tenant, absl::string_view job,

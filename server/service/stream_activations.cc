@@ -8,6 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "server/errors/error.h"
+#include "server/ingest/shared_region.h"
+#include "server/service/activation_chunk.h"
 #include "server/service/messages.h"
 #include "server/service/resource_name.h"
 
@@ -26,12 +28,30 @@ absl::StatusOr<Statistics::Declaration> ToDeclaration(const v1::ActivationHeader
   return Statistics::Declaration{name->tenant, name->first, header.stream_id(), *dtype, *spec};
 }
 
+// The region that a header names; null where it names none.
+absl::StatusOr<std::unique_ptr<SharedRegion>> OpenRegion(const std::string& name,
+                                                         const std::string& tenant, bool allowed) {
+  constexpr absl::string_view kField = "header.shared_region";
+  if (name.empty()) return nullptr;
+  if (!allowed) {
+    return FailedPrecondition(
+        "SHARED_MEMORY_OFF", kField,
+        "this server takes no activations from shared memory; start it with --shared_memory (or "
+        "shared_memory: true in its configuration), or send the chunks' data");
+  }
+  if (absl::Status s = CheckSharedRegionName(kField, name, tenant); !s.ok()) return s;
+  auto region = SharedRegion::Open(name);
+  if (!region.ok()) return Annotate(region.status(), kField);
+  return region;
+}
+
 class StreamActivationsReactor final
     : public grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>,
       public std::enable_shared_from_this<StreamActivationsReactor> {
  public:
-  StreamActivationsReactor(Call call, Statistics& statistics, int64_t credit_bytes)
-      : call_(std::move(call)), statistics_(statistics), credit_bytes_(credit_bytes) {}
+  StreamActivationsReactor(Call call, Statistics& statistics,
+                           const ActivationStreamOptions& options)
+      : call_(std::move(call)), statistics_(statistics), options_(options) {}
 
   void Begin() {
     self_ = shared_from_this();
@@ -67,8 +87,12 @@ class StreamActivationsReactor final
     }
     auto declaration = ToDeclaration(request_.header(), *call_.tenant());
     if (!declaration.ok()) return End(declaration.status());
+    auto region =
+        OpenRegion(request_.header().shared_region(), declaration->tenant, options_.shared_memory);
+    if (!region.ok()) return End(region.status());
     auto stream = statistics_.Open(*declaration);
     if (!stream.ok()) return End(stream.status());
+    region_ = *std::move(region);
     {
       absl::MutexLock lock(&mutex_);
       declaration_ = std::move(*declaration);
@@ -106,20 +130,13 @@ class StreamActivationsReactor final
 
   void OnChunk(v1::ActivationChunk& message) {
     if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
-    ActivationChunk chunk;
-    chunk.seq = message.seq();
-    chunk.rows = message.rows();
-    chunk.crc32c = message.crc32c();
-    chunk.data = std::move(*message.mutable_data());
-    chunk.weights.assign(message.token_weights().begin(), message.token_weights().end());
-    chunk.paired = std::move(*message.mutable_paired_data());
-    chunk.paired_crc32c = message.paired_crc32c();
-    if (absl::Status s = CheckChunkSize(chunk.bytes()); !s.ok()) return End(s);
-    metrics().BytesIn(Traffic::kActivations, chunk.bytes());
-    if (absl::Status s = stream_->Push(std::move(chunk)); !s.ok()) return End(s);
+    auto chunk = TakeChunk(message, region_.get());
+    if (!chunk.ok()) return End(chunk.status());
+    metrics().BytesIn(Traffic::kActivations, chunk->bytes());
+    if (absl::Status s = stream_->Push(*std::move(chunk)); !s.ok()) return End(s);
     {
       absl::MutexLock lock(&mutex_);
-      if (stream_->queued_bytes() >= credit_bytes_) {
+      if (stream_->queued_bytes() >= options_.credit_bytes) {
         paused_ = true;
         return;
       }
@@ -130,7 +147,7 @@ class StreamActivationsReactor final
   void ResumeReading() {
     {
       absl::MutexLock lock(&mutex_);
-      if (!paused_ || ending_ || stream_->queued_bytes() >= credit_bytes_) return;
+      if (!paused_ || ending_ || stream_->queued_bytes() >= options_.credit_bytes) return;
       paused_ = false;
     }
     ReadMore();
@@ -178,7 +195,7 @@ class StreamActivationsReactor final
     absl::MutexLock lock(&mutex_);
     latest_.set_received_seq(ack.received_seq);
     latest_.set_durable_seq(ack.durable_seq);
-    latest_.set_credit_bytes(credit_bytes_);
+    latest_.set_credit_bytes(options_.credit_bytes);
     unsent_ = true;
     WriteLocked();
   }
@@ -210,7 +227,7 @@ class StreamActivationsReactor final
 
   Call call_;
   Statistics& statistics_;
-  const int64_t credit_bytes_;
+  const ActivationStreamOptions options_;
   std::shared_ptr<StreamActivationsReactor> self_;  // until gRPC is done with it
 
   // Of the reading side: one read at a time is under way. The stream and its declaration are set
@@ -218,6 +235,7 @@ class StreamActivationsReactor final
   v1::StreamActivationsRequest request_;
   std::optional<Statistics::Declaration> declaration_;
   std::shared_ptr<ActivationStream> stream_;
+  std::unique_ptr<SharedRegion> region_;  // null: every chunk brings its bytes
 
   absl::Mutex mutex_;
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
@@ -233,9 +251,9 @@ class StreamActivationsReactor final
 }  // namespace
 
 grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>*
-NewStreamActivationsReactor(Call call, Statistics& statistics, int64_t credit_bytes) {
-  auto reactor =
-      std::make_shared<StreamActivationsReactor>(std::move(call), statistics, credit_bytes);
+NewStreamActivationsReactor(Call call, Statistics& statistics,
+                            const ActivationStreamOptions& options) {
+  auto reactor = std::make_shared<StreamActivationsReactor>(std::move(call), statistics, options);
   reactor->Begin();
   return reactor.get();
 }

@@ -6,10 +6,16 @@
 
 namespace quantd::server {
 
+struct ActivationStreamOptions {
+  int64_t credit_bytes = int64_t{16} << 20;
+  bool shared_memory = false;  // whether chunks may lie in a region of the client's
+};
+
 // One StreamActivations call. Reads on gRPC's threads, as fast as the stream's queue stays below
-// `credit_bytes`; acknowledgements that come faster than the client reads are folded into one. Owns
+// the credit; acknowledgements that come faster than the client reads are folded into one. Owns
 // itself.
 grpc::ServerBidiReactor<v1::StreamActivationsRequest, v1::StreamActivationsResponse>*
-NewStreamActivationsReactor(Call call, Statistics& statistics, int64_t credit_bytes);
+NewStreamActivationsReactor(Call call, Statistics& statistics,
+                            const ActivationStreamOptions& options);
 
 }  // namespace quantd::server

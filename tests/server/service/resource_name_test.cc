@@ -44,6 +44,21 @@ TEST(ResourceNameTest, ForeignTenantsAreRefusedWhateverTheyName) {
   }
 }
 
+TEST(ResourceNameTest, SharedRegionsAreOfTheCallersTenant) {
+  EXPECT_TRUE(CheckSharedRegionName("r", "quantd.a.0f3e", "a").ok());
+  EXPECT_TRUE(CheckSharedRegionName("r", "quantd.team-1.Trainer_0.x-y", "team-1").ok());
+  for (const char* name : {"quantd.b.0f3e", "quantd.b.", "quantd.b../x"}) {
+    EXPECT_TRUE(absl::IsPermissionDenied(CheckSharedRegionName("r", name, "a"))) << name;
+  }
+  for (const std::string& name :
+       {std::string(), std::string("quantd"), std::string("quantd.a"), std::string("quantd.a."),
+        std::string("quantd.a..x"), std::string("quantd..x"), std::string("other.a.x"),
+        std::string("/quantd.a.x"), std::string("quantd.a.x/y"), std::string("quantd.a.x\n"),
+        std::string("quantd.a.x") + '\0', "quantd.a." + std::string(65, 'x')}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(CheckSharedRegionName("r", name, "a"))) << name;
+  }
+}
+
 TEST(ResourceNameTest, FreeTextHasNoControlCharacters) {
   EXPECT_TRUE(CheckText("display_name", "Llama 3.1 8B", 256).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(CheckText("display_name", "bell\a", 256)));
