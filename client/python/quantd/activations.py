@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,18 +20,47 @@ from quantd import dtypes
 from quantd.dtypes import DType
 from quantd.errors import Error, InvalidArgument, Unavailable, from_rpc_error
 from quantd.resources import StatisticKind, kind_to_proto
+from quantd.shared_region import SharedRegion, check_same_host
 from quantd.transport import CHUNK_BYTES, Backoff, Transport, is_transient_for_writer
 from quantd.v1 import calibration_pb2, calibration_pb2_grpc
 
 #: Bytes kept here because they are not durable yet; beyond, `send` asks for a commit and waits.
 PENDING_BYTES_MAX = 256 << 20
+#: Chunks in shared memory at once: with the usual sizes, as many as the server's credit allows.
+_SHARED_SLOTS = 16
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    seq: int
-    size: int
-    request: calibration_pb2.StreamActivationsRequest
+    message: calibration_pb2.ActivationChunk  # without its bytes
+    data: bytes
+    paired: bytes
+
+    @property
+    def seq(self) -> int:
+        return self.message.seq
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + len(self.paired) + 4 * len(self.message.token_weights)
+
+    def request(
+        self, region: SharedRegion | None
+    ) -> calibration_pb2.StreamActivationsRequest | None:
+        """The message with its bytes, or with where it left them; None: the region is closed."""
+        request = calibration_pb2.StreamActivationsRequest(chunk=self.message)
+        if region is None:
+            request.chunk.data = self.data
+            request.chunk.paired_data = self.paired
+            return request
+        # Chunks that fly have successive numbers and are no more than there are slots.
+        ranges = region.write(self.seq % region.slots, self.data, self.paired)
+        if ranges is None:
+            return None
+        request.chunk.shared.CopyFrom(ranges[0])
+        if self.paired:
+            request.chunk.paired_shared.CopyFrom(ranges[1])
+        return request
 
 
 class ActivationStream:
@@ -49,8 +79,12 @@ class ActivationStream:
         transport: Transport,
         header: calibration_pb2.ActivationHeader,
         dtype: DType,
+        *,
         chunk_bytes: int = CHUNK_BYTES,
+        shared_memory: bool = False,
     ) -> None:
+        if shared_memory:
+            check_same_host(transport.address)
         self._transport = transport
         self._header = header
         self._dtype = dtype
@@ -59,6 +93,7 @@ class ActivationStream:
         weight_bytes = 4 if header.kind == calibration_pb2.WEIGHTED else 0
         row_bytes = (header.cols + header.paired_cols) * dtypes.ITEM_SIZE[dtype] + weight_bytes
         self._rows_a_chunk = max(1, chunk_bytes // row_bytes)
+        self._shared_slot_bytes = self._rows_a_chunk * row_bytes if shared_memory else 0
         self._backoff = Backoff(transport.retry_timeout_s)
 
         self._changed = threading.Condition()
@@ -133,14 +168,11 @@ class ActivationStream:
                 raise InvalidArgument(f"token_weights: expected {tokens}, one a token, came {came}")
         for start in range(0, tokens, self._rows_a_chunk):
             part = slice(start, start + self._rows_a_chunk)
-            chunk = calibration_pb2.ActivationChunk(
-                rows=encoded[part].shape[0], data=encoded[part].tobytes()
-            )
+            message = calibration_pb2.ActivationChunk(rows=encoded[part].shape[0])
             if weights is not None:
-                chunk.token_weights.extend(weights[part])
-            if left is not None:
-                chunk.paired_data = left[part].tobytes()
-            self._enqueue(chunk)
+                message.token_weights.extend(weights[part])
+            pairs = b"" if left is None else left[part].tobytes()
+            self._enqueue(_Chunk(message, encoded[part].tobytes(), pairs))
 
     def flush(self) -> None:
         """Returns once everything sent so far is durable."""
@@ -194,8 +226,8 @@ class ActivationStream:
                 f" {'tokens' if what == 'activations' else tokens} x {cols}, came {came}"
             )
 
-    def _enqueue(self, chunk: calibration_pb2.ActivationChunk) -> None:
-        size = len(chunk.data) + len(chunk.paired_data) + 4 * len(chunk.token_weights)
+    def _enqueue(self, chunk: _Chunk) -> None:
+        size = chunk.size
         with self._changed:
             self._raise_error()
             if self._closing:
@@ -209,14 +241,13 @@ class ActivationStream:
             self._last_seq = seq
             if seq <= self._durable_seq:
                 return
-        chunk.seq = seq
-        chunk.crc32c = google_crc32c.value(chunk.data)
-        if chunk.paired_data:
-            chunk.paired_crc32c = google_crc32c.value(chunk.paired_data)
-        request = calibration_pb2.StreamActivationsRequest(chunk=chunk)
+        chunk.message.seq = seq
+        chunk.message.crc32c = google_crc32c.value(chunk.data)
+        if chunk.paired:
+            chunk.message.paired_crc32c = google_crc32c.value(chunk.paired)
         with self._changed:
             if seq > self._durable_seq:  # which may have grown meanwhile
-                self._unsent.append(_Chunk(seq, size, request))
+                self._unsent.append(chunk)
                 self._pending_bytes += size
                 self._changed.notify_all()
 
@@ -234,33 +265,65 @@ class ActivationStream:
                     return
                 self._connection += 1
                 self._answered = False
-                connection = self._connection
-                self._call = call = self._transport.start(
-                    stub.StreamActivations, self._requests(connection)
-                )
             try:
-                for response in call:
-                    self._on_response(response)
+                with self._new_region() as region:
+                    self._exchange(stub, region)
                 if self._finished():
                     return
                 error: Error = Unavailable("the server ended the stream early")
             except grpc.RpcError as rpc_error:
                 error = from_rpc_error(rpc_error)
+            except Error as own:
+                error = own
             except Exception as unexpected:  # a bug here must not leave callers waiting
                 error = Error(f"{type(unexpected).__name__}: {unexpected}", code="INTERNAL")
             if not self._will_retry(error):
                 return
 
-    def _requests(self, connection: int) -> Iterator[calibration_pb2.StreamActivationsRequest]:
-        yield calibration_pb2.StreamActivationsRequest(header=self._header)
+    def _new_region(self) -> AbstractContextManager[SharedRegion | None]:
+        """Every connection has its own, so that it shares no slot with one that is lost."""
+        if self._shared_slot_bytes == 0:
+            return nullcontext()
+        tenant = self._header.statistic.split("/")[1]
+        return SharedRegion(tenant, _SHARED_SLOTS, self._shared_slot_bytes)
+
+    def _exchange(
+        self, stub: calibration_pb2_grpc.CalibrationStub, region: SharedRegion | None
+    ) -> None:
+        """One connection, to its end."""
+        with self._changed:
+            if self._error is not None:  # cancelled
+                return
+            self._call = call = self._transport.start(
+                stub.StreamActivations, self._requests(self._connection, region)
+            )
+        for response in call:
+            if region is not None:
+                region.unlink()  # the server has it open
+            self._on_response(response)
+
+    def _requests(
+        self, connection: int, region: SharedRegion | None
+    ) -> Iterator[calibration_pb2.StreamActivationsRequest]:
+        first = calibration_pb2.StreamActivationsRequest(header=self._header)
+        if region is not None:
+            first.header.shared_region = region.name
+        yield first
+        slots = None if region is None else region.slots
         while True:
             with self._changed:
-                request = self._next_request(connection)
-                while request is None:
+                following = self._next(connection, slots)
+                while following is None:
                     if self._must_stop(connection):
                         return
                     self._changed.wait()
-                    request = self._next_request(connection)
+                    following = self._next(connection, slots)
+            if isinstance(following, Empty):
+                yield calibration_pb2.StreamActivationsRequest(flush=following)
+                continue
+            request = following.request(region)
+            if request is None:  # this connection is over
+                return
             yield request
 
     def _must_stop(self, connection: int) -> bool:
@@ -269,20 +332,22 @@ class ActivationStream:
             return True
         return self._closing and self._answered and not self._unsent
 
-    def _next_request(self, connection: int) -> calibration_pb2.StreamActivationsRequest | None:
-        """The next message that may go out now on this connection, if any."""
+    def _next(self, connection: int, slots: int | None) -> _Chunk | Empty | None:
+        """What may go out now on this connection, if anything: a chunk or a flush."""
         if connection != self._connection or not self._answered or self._error is not None:
             return None
         if self._unsent:
             chunk = self._unsent[0]
             if self._flying and self._flying_bytes + chunk.size > self._credit_bytes:
                 return None
+            if slots is not None and len(self._flying) >= slots:
+                return None
             self._flying.append(self._unsent.popleft())
             self._flying_bytes += chunk.size
-            return chunk.request
+            return chunk
         if self._flush_seq > max(self._flushed_seq, self._durable_seq):
             self._flushed_seq = self._flush_seq
-            return calibration_pb2.StreamActivationsRequest(flush=Empty())
+            return Empty()
         return None
 
     def _on_response(self, response: calibration_pb2.StreamActivationsResponse) -> None:

@@ -379,6 +379,7 @@ class Client:
         block_size: int | None = None,
         sample_rows: int | None = None,
         sample_seed: int = 0,
+        shared_memory: bool = False,
     ) -> ActivationStream:
         """A writer of a statistic, which its first stream creates. Use as a context manager.
 
@@ -394,6 +395,11 @@ class Client:
                 marginal solver and far smaller. None: the full C x C moment.
             sample_rows: tokens retained to measure activation quantization; default 512.
             sample_seed: of that sample.
+            shared_memory: hand the bytes over in shared memory, to a server on this host that runs
+                with --shared_memory and as this user (or root). The same result, faster.
+
+        Raises:
+            InvalidArgument: an unknown kind, or shared memory with a server elsewhere.
 
         """
         header = make_header(
@@ -407,7 +413,7 @@ class Client:
             sample_rows=sample_rows,
             sample_seed=sample_seed,
         )
-        return ActivationStream(self._transport, header, dtype)
+        return ActivationStream(self._transport, header, dtype, shared_memory=shared_memory)
 
     def stream_activations(
         self,
@@ -422,6 +428,7 @@ class Client:
         block_size: int | None = None,
         sample_rows: int | None = None,
         sample_seed: int = 0,
+        shared_memory: bool = False,
         progress: bool | None = None,
     ) -> int:
         """Adds activations to a statistic and returns the number of tokens, all durable.
@@ -440,6 +447,7 @@ class Client:
             block_size: see there.
             sample_rows: see there.
             sample_seed: see there.
+            shared_memory: see there.
             progress: a bar; default: as the client.
 
         Raises:
@@ -476,6 +484,7 @@ class Client:
                 block_size=block_size,
                 sample_rows=sample_rows,
                 sample_seed=sample_seed,
+                shared_memory=shared_memory,
             ) as stream,
         ):
             array: NDArray[Any] | None = first

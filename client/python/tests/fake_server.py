@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import google_crc32c
 import grpc
@@ -103,7 +105,17 @@ class FakeServer(
     def StreamActivations(
         self, requests: Iterator[calibration_pb2.StreamActivationsRequest], context: Context
     ) -> Iterator[calibration_pb2.StreamActivationsResponse]:
-        self.headers.append(next(requests).header)
+        header = next(requests).header
+        self.headers.append(header)
+        with _open_region(header.shared_region) as region:
+            yield from self._take_chunks(requests, context, region)
+
+    def _take_chunks(
+        self,
+        requests: Iterator[calibration_pb2.StreamActivationsRequest],
+        context: Context,
+        region: BinaryIO | None,
+    ) -> Iterator[calibration_pb2.StreamActivationsResponse]:
         durable = max(self.chunks, default=0)
         yield self._ack(durable, durable)
         received: list[calibration_pb2.ActivationChunk] = []
@@ -111,7 +123,7 @@ class FakeServer(
         count = 0
         for request in requests:
             if request.HasField("chunk"):
-                chunk = request.chunk
+                chunk = _with_bytes(request.chunk, region)
                 assert google_crc32c.value(chunk.data) == chunk.crc32c
                 if chunk.seq <= durable:
                     self.repeats += 1
@@ -183,3 +195,22 @@ class FakeServer(
                 size_bytes=len(self.artifact),
                 sha256=hashlib.sha256(self.artifact).digest() if count == 0 else b"",
             )
+
+
+def _open_region(name: str) -> AbstractContextManager[BinaryIO | None]:
+    return Path("/dev/shm", name).open("rb", buffering=0) if name else nullcontext()
+
+
+def _with_bytes(
+    chunk: calibration_pb2.ActivationChunk, region: BinaryIO | None
+) -> calibration_pb2.ActivationChunk:
+    if region is None:
+        assert not chunk.HasField("shared")
+        return chunk
+    assert not chunk.data
+    assert not chunk.paired_data
+    region.seek(chunk.shared.offset)
+    chunk.data = region.read(chunk.shared.bytes)
+    region.seek(chunk.paired_shared.offset)
+    chunk.paired_data = region.read(chunk.paired_shared.bytes)
+    return chunk

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,75 @@ def test_stream_waits_for_credit(fake: FakeServer) -> None:
         for row in x:
             stream.send(row[None])
     assert received(fake) == x.tobytes()
+
+
+def regions() -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob("quantd.lab.*")]
+
+
+def test_shared_memory_survives_lost_connections(fake: FakeServer) -> None:
+    """Slots are used many times over, and each connection has its own."""
+    fake.drop_stream_after = [0, 2, 0, 30, 3]
+    fake.durable_lag = 3
+    fake.credit_bytes = 64 << 20
+    x = activations(400_000)
+    with connect(fake) as client:
+        parts = (x[i : i + 7777] for i in range(0, len(x), 7777))
+        client.stream_activations("s", parts, shared_memory=True)
+    assert received(fake) == x.tobytes()
+    assert len(fake.chunks) > 48
+    assert len({header.shared_region for header in fake.headers}) == len(fake.headers) == 6
+    assert all(h.shared_region.startswith("quantd.lab.") for h in fake.headers)
+    assert not regions()
+
+
+def test_shared_memory_sends_weights_and_pairs(fake: FakeServer) -> None:
+    x, paired = activations(500, 8), activations(500, 24)
+    with connect(fake) as client:
+        client.stream_activations("r", x, paired=paired, kind="residual-moment", shared_memory=True)
+        assert fake.messages[1].data == x.tobytes()
+        assert fake.messages[1].paired_data == paired.tobytes()
+        fake.chunks.clear()
+        weights = np.linspace(0, 1, 500)
+        client.stream_activations("w", x, token_weights=weights, shared_memory=True)
+        assert fake.messages[1].data == x.tobytes()
+        assert np.array_equal(fake.messages[1].token_weights, weights.astype(np.float32))
+
+
+def test_shared_memory_has_no_name_once_the_server_has_it(fake: FakeServer) -> None:
+    with (
+        connect(fake) as client,
+        client.open_activation_stream("s", 8, dtype="f32", shared_memory=True) as stream,
+    ):
+        stream.send(activations(3, 8))
+        stream.flush()
+        assert not regions()
+
+
+def test_shared_memory_leaves_nothing_behind_without_a_server() -> None:
+    with quantd.connect("127.0.0.1:1", progress=False, retry_timeout_s=0.3) as client:
+        with pytest.raises(quantd.Unavailable):
+            client.stream_activations(
+                "tenants/lab/statistics/s", activations(3), shared_memory=True
+            )
+        assert not regions()
+
+
+def test_shared_memory_is_for_this_host() -> None:
+    client = quantd.connect("gpu-7.example:7741", progress=False)
+    with client, pytest.raises(quantd.InvalidArgument, match="expected a server on this host"):
+        client.open_activation_stream("tenants/lab/statistics/s", 8, shared_memory=True)
+
+
+def test_shared_memory_that_is_not_there(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with connect(fake) as client, pytest.raises(quantd.ResourceExhausted, match="df /dev/shm"):
+        client.stream_activations("s", activations(3), shared_memory=True)
+    assert not regions()
+    assert not fake.headers
 
 
 def test_stream_converts_to_bfloat16(fake: FakeServer) -> None:
