@@ -3,9 +3,13 @@
 //
 //   service_bench [--seconds S]      S: of every single measurement (default 2)
 
+#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -93,18 +97,19 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-// Runs a plan against both servers in turn, three times, and prints the medians. `flop_per_byte`:
-// what a byte of payload costs to compute; 0 where nothing is computed.
+using PlanOfRound = std::function<StreamPlan(int round)>;
+
+// Runs a plan against quantd and one against the bare server in turn, three times, and prints the
+// medians. `flop_per_byte`: what a byte of payload costs to compute; 0 where nothing is computed.
 absl::Status Compare(const Endpoints& endpoints, const std::string& name,
-                     const std::function<StreamPlan(int round)>& plan_of, double flop_per_byte,
-                     const ordered_json& more) {
+                     const PlanOfRound& plan_of, const PlanOfRound& bare_plan_of,
+                     double flop_per_byte, const ordered_json& more) {
   std::vector<double> rates;
   std::vector<double> bare_rates;
   for (int round = 0; round < 3; ++round) {
-    StreamPlan plan = plan_of(round);
-    const auto real = RunStream(endpoints.quantd, plan);
+    const auto real = RunStream(endpoints.quantd, plan_of(round));
     if (!real.ok()) return real.status();
-    const auto bare = RunStream(endpoints.bare, plan);
+    const auto bare = RunStream(endpoints.bare, bare_plan_of(round));
     if (!bare.ok()) return bare.status();
     rates.push_back(static_cast<double>(real->bytes) / real->seconds / 1e9);
     bare_rates.push_back(static_cast<double>(bare->bytes) / bare->seconds / 1e9);
@@ -133,50 +138,129 @@ absl::Status DeleteStatistic(const Endpoints& endpoints, const std::string& name
 
 constexpr int kBlock = 32;
 
-absl::Status BenchIngest(const Endpoints& endpoints, int64_t cols, v1::MomentLayout layout,
-                         double seconds) {
-  const int64_t rows = kMiB / (2 * cols);
-  const std::string data = GaussianBf16(rows, cols, 1);
-  const uint32_t crc = compute::Crc32c(absl::string_view(data));
+// A chunk that is sent again and again, under new numbers.
+struct TokenChunk {
+  TokenChunk(int64_t rows, int64_t cols)
+      : rows(rows),
+        cols(cols),
+        data(GaussianBf16(rows, cols, 1)),
+        crc32c(compute::Crc32c(absl::string_view(data))) {}
+
+  const int64_t rows;
+  const int64_t cols;
+  const std::string data;
+  const uint32_t crc32c;
+};
+
+// A shared-memory region whose slots all hold one chunk's bytes, as a trainer's copies from its
+// device would; unlinked at the end.
+class FilledRegion {
+ public:
+  static constexpr int64_t kSlots = 16;
+
+  static absl::StatusOr<std::unique_ptr<FilledRegion>> Create(const std::string& data) {
+    auto region = std::unique_ptr<FilledRegion>(new FilledRegion);
+    const int fd = shm_open(region->path_.c_str(), O_CREAT | O_EXCL | O_RDWR, 0600);
+    if (fd < 0) return absl::ErrnoToStatus(errno, region->path_);
+    absl::Status status;
+    const auto size = static_cast<int64_t>(data.size());
+    for (int64_t slot = 0; slot < kSlots && status.ok(); ++slot) {
+      if (pwrite(fd, data.data(), data.size(), slot * size) != size) {
+        status = absl::ErrnoToStatus(errno, region->path_);
+      }
+    }
+    close(fd);
+    if (!status.ok()) return status;
+    return region;
+  }
+  ~FilledRegion() { shm_unlink(path_.c_str()); }
+
+  std::string name() const { return path_.substr(1); }
+
+ private:
+  FilledRegion() = default;
+
+  const std::string path_ = absl::StrCat("/quantd.default.service_bench-", getpid());
+};
+
+// Chunks in `region`, or where it is null, in their messages.
+StreamPlan IngestPlan(const std::string& statistic, v1::MomentLayout layout,
+                      const TokenChunk& tokens, const FilledRegion* region, double seconds) {
+  v1::StreamActivationsRequest header;
+  header.mutable_header()->set_statistic(statistic);
+  header.mutable_header()->set_stream_id("bench");
+  header.mutable_header()->set_dtype(v1::BF16);
+  header.mutable_header()->set_cols(tokens.cols);
+  header.mutable_header()->set_layout(layout);
+  if (layout != v1::FULL) header.mutable_header()->set_block_size(kBlock);
+  if (region != nullptr) header.mutable_header()->set_shared_region(region->name());
+  StreamPlan plan;
+  plan.method = "/quantd.v1.Calibration/StreamActivations";
+  plan.header = ToBytes(header.SerializeAsString());
+  plan.chunk_bytes = static_cast<int64_t>(tokens.data.size());
+  plan.seconds = seconds;
+  plan.keeps_credit = true;
+  plan.chunk = [&tokens, region](int64_t number) {
+    v1::StreamActivationsRequest request;
+    v1::ActivationChunk& fields = *request.mutable_chunk();
+    fields.set_seq(number);
+    fields.set_rows(tokens.rows);
+    fields.set_crc32c(tokens.crc32c);
+    if (region == nullptr) {
+      return Wrap(v1::StreamActivationsRequest::kChunkFieldNumber, fields.SerializeAsString(),
+                  v1::ActivationChunk::kDataFieldNumber, tokens.data);
+    }
+    const auto size = static_cast<int64_t>(tokens.data.size());
+    fields.mutable_shared()->set_offset(number % FilledRegion::kSlots * size);
+    fields.mutable_shared()->set_bytes(size);
+    return ToBytes(request.SerializeAsString());
+  };
+  return plan;
+}
+
+// `region`: null for chunks that come with their messages, which is what the bare server gets in
+// either case.
+absl::Status BenchIngest(const Endpoints& endpoints, const TokenChunk& tokens,
+                         v1::MomentLayout layout, const FilledRegion* region, double seconds) {
   const bool full = layout == v1::FULL;
-  const std::string name = absl::StrCat("ingest_bf16_", cols, full ? "_full" : "_block_diagonal");
+  const std::string name = absl::StrCat("ingest_", region == nullptr ? "" : "shared_memory_",
+                                        "bf16_", tokens.cols, full ? "_full" : "_block_diagonal");
   const auto statistic = [&](int round) {
     return absl::StrCat(kParent, "/statistics/", name, "-", round);
   };
-  const auto plan_of = [&](int round) {
-    v1::StreamActivationsRequest header;
-    header.mutable_header()->set_statistic(statistic(round));
-    header.mutable_header()->set_stream_id("bench");
-    header.mutable_header()->set_dtype(v1::BF16);
-    header.mutable_header()->set_cols(cols);
-    header.mutable_header()->set_layout(layout);
-    if (!full) header.mutable_header()->set_block_size(kBlock);
-    StreamPlan plan;
-    plan.method = "/quantd.v1.Calibration/StreamActivations";
-    plan.header = ToBytes(header.SerializeAsString());
-    plan.chunk_bytes = static_cast<int64_t>(data.size());
-    plan.seconds = seconds;
-    plan.keeps_credit = true;
-    plan.chunk = [&data, rows, crc](int64_t number) {
-      v1::ActivationChunk fields;
-      fields.set_seq(number);
-      fields.set_rows(rows);
-      fields.set_crc32c(crc);
-      return Wrap(v1::StreamActivationsRequest::kChunkFieldNumber, fields.SerializeAsString(),
-                  v1::ActivationChunk::kDataFieldNumber, data);
+  const auto plan_from = [&](const FilledRegion* from) {
+    return [&, from](int round) {
+      return IngestPlan(statistic(round), layout, tokens, from, seconds);
     };
-    return plan;
   };
   // One triangle of x x^T, of the whole row or of its blocks; a multiplication and an addition
   // each.
-  const double flop_per_byte = static_cast<double>(full ? cols + 1 : kBlock + 1) / 2;
+  const double flop_per_byte = static_cast<double>(full ? tokens.cols + 1 : kBlock + 1) / 2;
   absl::Status status =
-      Compare(endpoints, name, plan_of, flop_per_byte,
-              {{"message_bytes", data.size()}, {"tokens_per_message", rows}, {"durable", true}});
+      Compare(endpoints, name, plan_from(region), plan_from(nullptr), flop_per_byte,
+              {{"message_bytes", tokens.data.size()},
+               {"tokens_per_message", tokens.rows},
+               {"durable", true}});
   for (int round = 0; round < 3; ++round) {
     status.Update(DeleteStatistic(endpoints, statistic(round)));
   }
   return status;
+}
+
+absl::Status BenchIngests(const Endpoints& endpoints, double seconds) {
+  for (const int64_t cols : {768, 4096}) {
+    const TokenChunk tokens(kMiB / (2 * cols), cols);
+    const auto region = FilledRegion::Create(tokens.data);
+    if (!region.ok()) return region.status();
+    for (const v1::MomentLayout layout : {v1::BLOCK_DIAGONAL, v1::FULL}) {
+      absl::Status status = BenchIngest(endpoints, tokens, layout, nullptr, seconds);
+      if (status.ok() && cols == 4096) {
+        status = BenchIngest(endpoints, tokens, layout, region->get(), seconds);
+      }
+      if (!status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
 }
 
 // UploadWeights ---------------------------------------------------------------------------------
@@ -263,12 +347,11 @@ absl::Status BenchUpload(const Endpoints& endpoints) {
     if (!job.ok()) return job.status();
     jobs.push_back(*std::move(job));
   }
+  const auto plan_of = [&](int round) {
+    return UploadPlan(absl::StrCat(jobs[round], "/layers/w"), described, chunks, sha256);
+  };
   absl::Status status = Compare(
-      endpoints, "upload_weights",
-      [&](int round) {
-        return UploadPlan(absl::StrCat(jobs[round], "/layers/w"), described, chunks, sha256);
-      },
-      /*flop_per_byte=*/0.0,
+      endpoints, "upload_weights", plan_of, plan_of, /*flop_per_byte=*/0.0,
       {{"message_bytes", chunks.front().size()}, {"matrix_bytes", 128 * kMiB}, {"durable", true}});
   for (const std::string& job : jobs) status.Update(DeleteJob(endpoints, job));
   return status;
@@ -452,9 +535,10 @@ absl::StatusOr<std::filesystem::path> MakeDataDirectory() {
 }
 
 absl::Status RunAll(const std::filesystem::path& data_dir, double seconds) {
-  auto quantd = ServiceProcess::Start({(BinDir() / "server" / "quantd").string(),
-                                       "--listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0",
-                                       absl::StrCat("--data_dir=", data_dir.string())});
+  auto quantd =
+      ServiceProcess::Start({(BinDir() / "server" / "quantd").string(), "--listen=127.0.0.1:0",
+                             "--metrics_listen=127.0.0.1:0",
+                             absl::StrCat("--data_dir=", data_dir.string()), "--shared_memory"});
   if (!quantd.ok()) return quantd.status();
   auto bare = ServiceProcess::Start(
       {std::filesystem::read_symlink("/proc/self/exe").string(), "--bare_server"});
@@ -467,11 +551,7 @@ absl::Status RunAll(const std::filesystem::path& data_dir, double seconds) {
          {"grpc_version", grpc::Version()},
          {"grpc_experiments", experiments == nullptr ? "" : experiments}});
   absl::Status status = BenchRoundTrip(endpoints);
-  for (const int64_t cols : {768, 4096}) {
-    for (const v1::MomentLayout layout : {v1::BLOCK_DIAGONAL, v1::FULL}) {
-      if (status.ok()) status = BenchIngest(endpoints, cols, layout, seconds);
-    }
-  }
+  if (status.ok()) status = BenchIngests(endpoints, seconds);
   if (status.ok()) status = BenchUpload(endpoints);
   return status;
 }
