@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/cpu_backend.h"
 #include "compute/formats/safetensors.h"
 
@@ -528,7 +529,7 @@ TEST_F(GptqGoldenTest, CodesGivenTheGoldenTransforms) {
   for (const std::string name : {"outlier_64x128", "gauss_48x64", "rect_40x256"}) {
     for (const Format format : {Format::kMxfp4, Format::kNvfp4}) {
       for (const std::string kind : {"identity", "hadamard", "wus", "wush"}) {
-        const std::string key = name + "/" + std::string(NameOf(format)) + "." + kind + ".gptq";
+        const std::string key = absl::StrCat(name, "/", NameOf(format), ".", kind, ".gptq");
         GptqProblem problem = Published(name);
         const Tensor transform = Golden(key + ".transform");
         problem.given_transform = &transform;
