@@ -280,6 +280,12 @@ void AddInputOptions(CLI::App* command, QuantizeOptions* options) {
                  "for the marginal solver")
       ->needs(activations)
       ->group(group);
+  command
+      ->add_flag("--shared_memory", options->shared_memory,
+                 "Hand the activations over in shared memory: to a server on this host that runs "
+                 "with --shared_memory and as this user")
+      ->needs(activations)
+      ->group(group);
 }
 
 // Moments of drift, for methods that read them.

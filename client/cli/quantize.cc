@@ -267,6 +267,7 @@ absl::Status Run::Calibrate() {
   }
   spec.sample_rows = options_.sample_rows;
   spec.sample_seed = options_.sample_seed;
+  spec.shared_memory = options_.shared_memory;
   client::ActivationSources sources = {.data = source->get()};
   std::unique_ptr<client::ByteSource> weights;
   std::vector<float> values;

@@ -29,6 +29,7 @@ struct QuantizeOptions {
   bool block_diagonal = false;
   std::optional<int64_t> sample_rows;
   uint64_t sample_seed = 0;
+  bool shared_memory = false;  // for the activations
   compute::Recipe recipe;
   std::string out;
   std::string job_id;

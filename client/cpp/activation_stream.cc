@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "client/cpp/activation_window.h"
 #include "client/cpp/client.h"
 #include "client/cpp/connection.h"
 #include "client/cpp/conversion.h"
+#include "client/cpp/shared_region.h"
 
 namespace quantd::client {
 namespace {
@@ -87,9 +89,11 @@ class Session {
 
 class ResumingStream final : public ActivationStream {
  public:
-  ResumingStream(std::shared_ptr<Connection> connection, v1::ActivationHeader header)
+  ResumingStream(std::shared_ptr<Connection> connection, v1::ActivationHeader header,
+                 bool shared_memory)
       : connection_(std::move(connection)),
         header_(std::move(header)),
+        shared_memory_(shared_memory),
         window_(connection_->options().keep_bytes),
         backoff_(connection_->options().retry_for) {}
 
@@ -165,7 +169,7 @@ class ResumingStream final : public ActivationStream {
         const bool may_flush = flush && !flushed;
         changed_.wait(lock, [&] {
           if (session_->ended() || !session_->violation().ok()) return true;
-          next = window_.NextToSend();
+          next = NextToSend();
           return next != nullptr || done() || (may_flush && window_.AllSent());
         });
         if (!session_->violation().ok()) return session_->violation();
@@ -173,7 +177,7 @@ class ResumingStream final : public ActivationStream {
         NoteProgress();
         if (healthy && next == nullptr && done()) return absl::OkStatus();
         if (healthy && next != nullptr) {
-          FillChunk(*next, request);
+          if (absl::Status status = FillChunk(*next, request); !status.ok()) return status;
           window_.MarkSent();
         } else if (healthy) {
           request.mutable_flush();
@@ -188,17 +192,38 @@ class ResumingStream final : public ActivationStream {
     }
   }
 
-  void FillChunk(const ActivationChunk& chunk, v1::StreamActivationsRequest& request) {
+  // The window's, once it finds a slot of shared memory free. Under the mutex.
+  const ActivationChunk* NextToSend() const {
+    const ActivationChunk* next = window_.NextToSend();
+    const bool waits =
+        next != nullptr && region_ != nullptr && next->seq - window_.received_seq() > kSharedSlots;
+    return waits ? nullptr : next;
+  }
+
+  absl::Status FillChunk(const ActivationChunk& chunk, v1::StreamActivationsRequest& request) {
     v1::ActivationChunk* wire = request.mutable_chunk();
     wire->set_seq(chunk.seq);
     const ActivationRows& tokens = chunk.tokens;
     wire->set_rows(tokens.rows);
-    wire->set_data(tokens.data);
     wire->set_crc32c(chunk.crc32c);
     wire->mutable_token_weights()->Add(tokens.weights.begin(), tokens.weights.end());
-    if (tokens.paired.empty()) return;
-    wire->set_paired_data(tokens.paired);
-    wire->set_paired_crc32c(chunk.paired_crc32c);
+    if (!tokens.paired.empty()) wire->set_paired_crc32c(chunk.paired_crc32c);
+    if (region_ == nullptr) {
+      wire->set_data(tokens.data);
+      wire->set_paired_data(tokens.paired);
+      return absl::OkStatus();
+    }
+    // Chunks in flight have successive numbers and are no more than there are slots.
+    const int64_t offset = chunk.seq % kSharedSlots * max_chunk_bytes();
+    absl::Status status = Share(offset, tokens.data, *wire->mutable_shared());
+    if (!status.ok() || tokens.paired.empty()) return status;
+    return Share(offset + wire->shared().bytes(), tokens.paired, *wire->mutable_paired_shared());
+  }
+
+  absl::Status Share(int64_t offset, const std::string& bytes, v1::SharedRange& range) {
+    range.set_offset(offset);
+    range.set_bytes(static_cast<int64_t>(bytes.size()));
+    return region_->Write(offset, bytes);
   }
 
   // Under the mutex: what became durable shows that trying again is not in vain.
@@ -223,15 +248,37 @@ class ResumingStream final : public ActivationStream {
       first_ = false;
       session_.reset();
       session_ = std::make_unique<Session>(*connection_, window_, mutex_, changed_);
+      if (absl::Status shared = RenewRegion(); !shared.ok()) return shared;
       absl::Status problem;
-      if (session_->Open(*connection_, header_, &problem)) return problem;
+      if (session_->Open(*connection_, header_, &problem)) {
+        if (region_ != nullptr) region_->Unlink();  // the server has it open
+        return problem;
+      }
       failure = session_->Finish(*connection_);
     }
   }
 
+  // Every connection has its own, so that it shares no slot with one that is lost.
+  absl::Status RenewRegion() {
+    if (!shared_memory_) return absl::OkStatus();
+    region_.reset();
+    const std::vector<std::string> statistic = absl::StrSplit(header_.statistic(), '/');
+    auto region = SharedRegion::Create(statistic.size() > 1 ? statistic[1] : "",
+                                       kSharedSlots * max_chunk_bytes());
+    if (!region.ok()) return region.status();
+    region_ = *std::move(region);
+    header_.set_shared_region(region_->name());
+    return absl::OkStatus();
+  }
+
+  // As many chunks of the usual size as the server's usual credit allows.
+  static constexpr int64_t kSharedSlots = 16;
+
   const std::shared_ptr<Connection> connection_;
-  const v1::ActivationHeader header_;
-  mutable std::mutex mutex_;  // of window_ and of what sessions share
+  v1::ActivationHeader header_;
+  const bool shared_memory_;
+  std::unique_ptr<SharedRegion> region_;  // null: chunks come with their bytes
+  mutable std::mutex mutex_;              // of window_ and of what sessions share
   std::condition_variable changed_;
   ActivationWindow window_;
   Backoff backoff_;
@@ -266,7 +313,12 @@ absl::StatusOr<std::unique_ptr<ActivationStream>> Client::OpenActivationStream(
     const ActivationStreamSpec& spec) {
   absl::StatusOr<v1::ActivationHeader> header = Header(spec, StatisticName(spec.statistic));
   if (!header.ok()) return header.status();
-  auto stream = std::make_unique<ResumingStream>(connection_, *std::move(header));
+  if (spec.shared_memory) {
+    absl::Status status = CheckSameHost(connection_->options().address);
+    if (!status.ok()) return status;
+  }
+  auto stream =
+      std::make_unique<ResumingStream>(connection_, *std::move(header), spec.shared_memory);
   if (absl::Status status = stream->Open(); !status.ok()) return status;
   return stream;
 }

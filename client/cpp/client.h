@@ -61,6 +61,9 @@ struct ActivationStreamSpec {
   int64_t block_size = 0;              // kBlockDiagonal
   std::optional<int64_t> sample_rows;  // the server's default where unset
   uint64_t sample_seed = 0;
+  // Hands the bytes over in shared memory, to a server on this host that runs with --shared_memory
+  // and as this user (or root). INVALID_ARGUMENT for a server elsewhere.
+  bool shared_memory = false;
 };
 
 // Tokens, one a row, with what the statistic's kind takes beside them.

@@ -403,8 +403,9 @@ def test_a_broken_off_stream_is_continued(
     assert seal(server.api, name).tokens == len(many)  # already sealed, as before
 
 
+@pytest.mark.parametrize("shared", [[], ["--shared_memory"]], ids=["inline", "shared-memory"])
 def test_quantctl_outlives_its_server(
-    start_server: Callable[..., Server], weights: Path, tmp_path: Path
+    start_server: Callable[..., Server], weights: Path, tmp_path: Path, shared: list[str]
 ) -> None:
     """The server is killed while activations come in and started again: quantctl sends what was
     not durable, nothing is counted twice, and the statistic is the one of an undisturbed run."""
@@ -412,20 +413,21 @@ def test_quantctl_outlives_its_server(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = start_server(
-        flags=(f"--listen=127.0.0.1:{port}",), config="durability { commit_bytes: 1048576 }"
+        flags=(f"--listen=127.0.0.1:{port}", *shared),
+        config="durability { commit_bytes: 1048576 }",
     )
     many = np.tile(ACTIVATIONS, (1500, 1))  # 77 MB
     save_file({"activations": many}, tmp_path / "many.safetensors")
 
-    def quantize(name: str) -> list[str]:
+    def quantize(name: str, *more: str) -> list[str]:
         return [
             *(str(bin_dir() / "client" / "cli" / "quantctl"), "--server", server.address),
             *("quantize", "--weights", str(weights), "--statistic", name, "--format", "mxfp4"),
             *("--activations", str(tmp_path / "many.safetensors"), "--transform", "wush"),
-            *("--out", str(tmp_path / name)),
+            *("--out", str(tmp_path / name), *more),
         ]
 
-    process = subprocess.Popen(quantize("killed"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(quantize("killed", *shared), stderr=subprocess.PIPE, text=True)
 
     def durable() -> int:
         try:

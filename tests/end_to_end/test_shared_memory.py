@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import quantd
 from quantd.v1 import calibration_pb2
+from safetensors.numpy import save_file
 
 from .refusal import refused, unharmed
 from .server_process import SANITIZED, Api, Server
@@ -97,6 +98,13 @@ def _same_statistic(api: Api, one: str, other: str) -> None:
     assert first.digest == second.digest
     moments = [export_statistic(api, api.statistic_name(name)) for name in (one, other)]
     assert moments[0].data == moments[1].data
+
+
+def _no_names_left() -> None:
+    """Of clients; tests name theirs themselves."""
+    own = f"quantd.alpha.{os.getpid()}-"
+    left = [p.name for p in Path("/dev/shm").glob("quantd.alpha.*") if not p.name.startswith(own)]
+    assert not left
 
 
 def test_equals_what_messages_bring(alpha: Api, unique: str, region: Path) -> None:
@@ -368,9 +376,7 @@ def test_python_client(server: Server, alpha: Api, unique: str) -> None:
             )
             assert streamed == tokens
     _same_statistic(alpha, unique, f"{unique}-inline")
-    own = f"quantd.alpha.{os.getpid()}-"
-    left = [p.name for p in Path("/dev/shm").glob("quantd.alpha.*") if not p.name.startswith(own)]
-    assert not left
+    _no_names_left()
 
 
 def test_python_client_outlives_a_killed_server(start_server: Callable[..., Server]) -> None:
@@ -391,6 +397,55 @@ def test_python_client_outlives_a_killed_server(start_server: Callable[..., Serv
         exact = x.astype(np.float64).T @ x.astype(np.float64) / len(x)
         mean = client.export_statistic("s").mean()
         assert np.linalg.norm(mean - exact) <= 1e-6 * np.linalg.norm(exact)
+    assert not list(Path("/dev/shm").glob("quantd.default.*"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_quantctl(
+    server: Server,
+    alpha: Api,
+    quantctl: Callable[..., Any],
+    unique: str,
+    tmp_path: Path,
+    weighted: bool,
+) -> None:
+    """More chunks than slots; the result is the same byte for byte."""
+    generator = np.random.default_rng(8)
+    x = activations_like(100_000, COLS, seed=8).astype(np.float32)  # 24 chunks
+    save_file({"weight": generator.standard_normal((32, COLS))}, tmp_path / "w.safetensors")
+    save_file(
+        {"activations": x, "token_weights": generator.random(len(x), np.float32)},
+        tmp_path / "x.safetensors",
+    )
+    flags = ["--token_weights", tmp_path / "x.safetensors"] if weighted else []
+    for name, more in ((unique, ["--shared_memory"]), (f"{unique}-inline", [])):
+        quantctl(
+            *("--server", server.address, "--token", TOKENS["alpha"], "quantize"),
+            *("--weights", tmp_path / "w.safetensors", "--activations", tmp_path / "x.safetensors"),
+            *("--statistic", name, "--format", "mxfp4", "--transform", "wush"),
+            *("--out", tmp_path / name, *flags, *more),
+            check=True,
+        )
+    _same_statistic(alpha, unique, f"{unique}-inline")
+    results = [
+        (tmp_path / n / "result.safetensors").read_bytes() for n in (unique, f"{unique}-inline")
+    ]
+    assert results[0] == results[1]
+    _no_names_left()
+
+
+def test_quantctl_with_a_server_that_takes_none(
+    start_server: Callable[..., Server], quantctl: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = start_server()
+    save_file({"weight": VALUES, "activations": VALUES}, tmp_path / "all.safetensors")
+    failed = quantctl(
+        *("--server", server.address, "quantize", "--shared_memory", "--format", "mxfp4"),
+        *("--weights", tmp_path / "all.safetensors", "--tensor", "weight"),
+        *("--activations", tmp_path / "all.safetensors", "--out", tmp_path / "out"),
+    )
+    assert failed.returncode == 1
+    assert "start it with --shared_memory" in failed.stderr
     assert not list(Path("/dev/shm").glob("quantd.default.*"))
 
 
