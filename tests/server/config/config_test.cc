@@ -37,6 +37,7 @@ TEST(ConfigTest, AnEmptyFileIsTheDefaultAndValid) {
   EXPECT_EQ(config->cpu_slots, 1);
   EXPECT_EQ(config->log_level, "info");
   EXPECT_EQ(config->drain_seconds, 20);
+  EXPECT_FALSE(config->shared_memory);
   EXPECT_TRUE(Validate(*config).ok());
 }
 
@@ -66,6 +67,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     cpu_slots: 15
                                     log_level: "debug"
                                     drain_seconds: 16
+                                    shared_memory: true
                                   )pb",
                                   "quantd.textproto");
   ASSERT_TRUE(config.ok()) << config.status();
@@ -96,6 +98,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_EQ(config->cpu_slots, 15);
   EXPECT_EQ(config->log_level, "debug");
   EXPECT_EQ(config->drain_seconds, 16);
+  EXPECT_TRUE(config->shared_memory);
 }
 
 TEST(ConfigTest, AMistakeIsNamedWithItsPlace) {
