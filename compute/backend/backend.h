@@ -11,6 +11,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "compute/coding/coding_model.h"
+#include "compute/coding/integer_coder.h"
 #include "compute/formats/number_format.h"
 #include "compute/recipe/recipe.h"
 #include "compute/second_moment/second_moment.h"
@@ -312,6 +314,13 @@ class Backend {
                                                           const MomentFactor& factor,
                                                           const DeviceTensor& target,
                                                           double spacing) = 0;
+  // What the entropy code of rows [first, first + rows) of Z, those of one layer, is chosen by.
+  virtual absl::StatusOr<CodeCounts> CountCodes(Stream& stream, const DeviceTensor& codes,
+                                                int64_t first, int64_t rows) = 0;
+  // These rows under the model of their counts: the bytes of EncodeIntegers, which says the errors.
+  virtual absl::StatusOr<CodedIntegers> EncodeCodes(Stream& stream, const DeviceTensor& codes,
+                                                    int64_t first, int64_t rows,
+                                                    const CodingModel& model) = 0;
   // Alternates column and row rescalers from t = 1, g = gamma until the loss settles; a round that
   // raises it is undone. `spacing`: alpha, C.
   virtual absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream,

@@ -254,6 +254,21 @@ absl::Status CheckFitLatticeScales(const LatticeProblem& problem, const LatticeC
   return CheckCount("gamma", codes.gamma.size(), codes.codes.dim(0));
 }
 
+absl::Status CheckCodeRows(const DeviceTensor& codes, int64_t first, int64_t rows) {
+  if (absl::Status status = CheckCodes(codes); !status.ok()) return status;
+  if (first >= 0 && rows > 0 && first + rows <= codes.dim(1) && codes.dim(0) > 0) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("codes: expected rows of ", codes.dim(1),
+                                                 "; got [", first, ", ", first + rows, ")"));
+}
+
+absl::Status CheckEncodeCodes(const DeviceTensor& codes, int64_t first, int64_t rows,
+                              const CodingModel& model) {
+  if (absl::Status status = CheckCodeRows(codes, first, rows); !status.ok()) return status;
+  return CheckCount("classes", model.class_of_column.size(), codes.dim(0));
+}
+
 absl::Status CheckDecodeLattice(const DeviceTensor& codes, const std::vector<double>& row_scale,
                                 const std::vector<double>& column_scale,
                                 absl::Span<const int64_t> columns, int64_t cols) {

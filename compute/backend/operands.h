@@ -35,6 +35,10 @@ absl::Status CheckLatticeCodes(const LatticeProblem& problem, const DeviceTensor
                                const std::vector<double>& column_scale);
 absl::Status CheckFitLatticeScales(const LatticeProblem& problem, const LatticeCodes& codes,
                                    const std::vector<double>& spacing);
+// Codes of whole rows [first, first + rows), at least one value.
+absl::Status CheckCodeRows(const DeviceTensor& codes, int64_t first, int64_t rows);
+absl::Status CheckEncodeCodes(const DeviceTensor& codes, int64_t first, int64_t rows,
+                              const CodingModel& model);
 absl::Status CheckDecodeLattice(const DeviceTensor& codes, const std::vector<double>& row_scale,
                                 const std::vector<double>& column_scale,
                                 absl::Span<const int64_t> columns, int64_t cols);

@@ -62,7 +62,8 @@ absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values,
 // Bits that EncodeIntegers will store, all tensors together, to a fraction of a percent and without
 // coding: for searches. Thread-safe.
 double EstimateCodedBits(absl::Span<const int32_t> values, int64_t cols);
-double EstimateCodedBits(const CodeCounts& counts);
+// Of `count` values, for which the model was chosen.
+double EstimateCodedBits(const CodingModel& model, int64_t count);
 
 // Decodes data of untrusted origin that must hold rows * cols values. Sizes, offsets and tables are
 // checked before the result is allocated, and every segment has brought at least 136 bytes for its

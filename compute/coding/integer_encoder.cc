@@ -18,6 +18,7 @@
 namespace quantd::compute {
 namespace {
 
+constexpr double kBitsOfNoValues = 8.0 * (sizeof(StreamHeader) + 2 * sizeof(uint32_t));
 constexpr int64_t kMinSegmentValues = int64_t{1} << 12;
 
 class SegmentEncoder {
@@ -213,20 +214,19 @@ absl::StatusOr<CodedIntegers> EncodeIntegers(absl::Span<const int32_t> values, i
 }
 
 double EstimateCodedBits(absl::Span<const int32_t> values, int64_t cols) {
-  return EstimateCodedBits(values.empty() ? CodeCounts() : CountTokens(values, cols));
+  if (values.empty()) return kBitsOfNoValues;
+  return EstimateCodedBits(ChooseModel(CountTokens(values, cols)),
+                           static_cast<int64_t>(values.size()));
 }
 
-double EstimateCodedBits(const CodeCounts& counts) {
-  double bits = 8.0 * (sizeof(StreamHeader) + 2 * sizeof(uint32_t));
-  if (counts.values == 0) return bits;
-  const CodingModel model = ChooseModel(counts);
-  const int64_t size = SegmentValues(model, counts.values);
-  const int64_t segments = (counts.values + size - 1) / size;
+double EstimateCodedBits(const CodingModel& model, int64_t count) {
+  const int64_t size = SegmentValues(model, count);
+  const int64_t segments = (count + size - 1) / size;
   // Of the 32 bits of a final state, 16 are there from the start and 7 more are unused on average:
   // states are spread as 1 / x over 16 octaves.
   constexpr double kBitsOfAState = 24.0;
   constexpr double kBitsOfAnOffset = 64.0;
-  return bits + model.bits +
+  return kBitsOfNoValues + model.bits +
          static_cast<double>(segments) * (kLanes * kBitsOfAState + kBitsOfAnOffset);
 }
 

@@ -22,33 +22,35 @@ class TokenAlphabet {
   static constexpr int kMaxRawBits = kMaxExponent - 2;
 
   // `split` in [kMinSplit, kMaxSplit].
-  explicit TokenAlphabet(int split) : split_(split), direct_end_(1 + (1u << split)) {}
+  constexpr explicit TokenAlphabet(int split) : split_(split), direct_end_(1 + (1u << split)) {}
 
-  int split() const { return split_; }
+  constexpr int split() const { return split_; }
   // Tokens [1, direct_end) have no raw bits.
-  uint32_t direct_end() const { return direct_end_; }
-  uint32_t size() const {
+  constexpr uint32_t direct_end() const { return direct_end_; }
+  constexpr uint32_t size() const {
     return direct_end_ + 4 * static_cast<uint32_t>(kMaxExponent + 1 - split_);
   }
 
-  static uint32_t Zigzag(int32_t value) {
+  static constexpr uint32_t Zigzag(int32_t value) {
     return (static_cast<uint32_t>(value) << 1) ^ static_cast<uint32_t>(value >> 31);
   }
-  static int32_t Unzigzag(uint32_t v) { return static_cast<int32_t>((v >> 1) ^ (0u - (v & 1))); }
+  static constexpr int32_t Unzigzag(uint32_t v) {
+    return static_cast<int32_t>((v >> 1) ^ (0u - (v & 1)));
+  }
 
-  uint32_t TokenOf(uint32_t v) const {
+  constexpr uint32_t TokenOf(uint32_t v) const {
     if (v < direct_end_ - 1) return 1 + v;
     const int exponent = std::bit_width(v) - 1;
     if (exponent > kMaxExponent) return kEscape;
     return direct_end_ + 4 * static_cast<uint32_t>(exponent - split_) + ((v >> (exponent - 2)) & 3);
   }
-  bool IsDirect(uint32_t token) const { return token != kEscape && token < direct_end_; }
+  constexpr bool IsDirect(uint32_t token) const { return token != kEscape && token < direct_end_; }
   // For any token of the alphabet.
-  int RawBits(uint32_t token) const {
+  constexpr int RawBits(uint32_t token) const {
     return token < direct_end_ ? 0 : split_ - 2 + static_cast<int>((token - direct_end_) / 4);
   }
   // The least v of a token that is no escape; its raw bits are added.
-  uint32_t Base(uint32_t token) const {
+  constexpr uint32_t Base(uint32_t token) const {
     if (token < direct_end_) return token - 1;
     return (4 + (token - direct_end_) % 4) << RawBits(token);
   }

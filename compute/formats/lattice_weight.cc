@@ -38,6 +38,12 @@ absl::Status CheckDeadColumns(absl::Span<const int64_t> dead, int64_t cols) {
   return absl::OkStatus();
 }
 
+int64_t RowsOf(const std::vector<LatticeWeight::CodedRows>& coded) {
+  int64_t rows = 0;
+  for (const LatticeWeight::CodedRows& each : coded) rows += each.rows;
+  return rows;
+}
+
 absl::Status CheckSize(absl::string_view what, size_t size, int64_t expected) {
   if (size == static_cast<size_t>(expected)) return absl::OkStatus();
   return Bad(what, ": expected ", expected, " elements; got ", size);
@@ -169,7 +175,11 @@ int64_t LatticeWeight::SideBits(int64_t rows, int64_t cols, int64_t dead) {
 absl::StatusOr<std::shared_ptr<const LatticeWeight>> LatticeWeight::Create(Parts parts) {
   const int64_t live = parts.cols - static_cast<int64_t>(parts.dead_columns.size());
   absl::Status status = CheckDeadColumns(parts.dead_columns, parts.cols);
-  status.Update(CheckSize("codes", parts.codes.size(), parts.rows * live));
+  if (parts.coded.empty()) {
+    status.Update(CheckSize("codes", parts.codes.size(), parts.rows * live));
+  } else {
+    status.Update(CheckSize("coded rows", RowsOf(parts.coded), parts.rows));
+  }
   status.Update(CheckSize("row_scale", parts.row_scale.size(), parts.rows));
   status.Update(CheckSize("spacing", parts.spacing.size(), live));
   status.Update(CheckSize("col_scale", parts.col_scale.size(), live));
@@ -190,6 +200,7 @@ absl::StatusOr<std::shared_ptr<const LatticeWeight>> LatticeWeight::Create(Parts
 
   std::shared_ptr<LatticeWeight> weight(new LatticeWeight);
   weight->codes_ = std::move(parts.codes);
+  weight->coded_ = std::move(parts.coded);
   weight->row_scale_ = *std::move(rows);
   weight->col_scale_ = *std::move(cols);
   weight->global_ = std::ldexp(1.0f, shift);
@@ -232,10 +243,31 @@ absl::StatusOr<std::shared_ptr<const LatticeWeight>> LatticeWeight::Unpack(
   return weight;
 }
 
-absl::StatusOr<std::vector<NamedTensor>> LatticeWeight::Pack(int64_t first, int64_t rows) const {
+absl::Span<const int32_t> LatticeWeight::codes() const {
+  std::call_once(decoded_, [this] {
+    if (coded_.empty()) return;
+    codes_.reserve(rows() * live_cols());
+    for (const CodedRows& each : coded_) {
+      // What an encoder of this process made decodes.
+      const std::vector<int32_t> layer = DecodeIntegers(each.coded, each.rows, live_cols()).value();
+      codes_.insert(codes_.end(), layer.begin(), layer.end());
+    }
+  });
+  return codes_;
+}
+
+absl::StatusOr<CodedIntegers> LatticeWeight::Code(int64_t first, int64_t rows) const {
+  int64_t begin = 0;
+  for (const CodedRows& each : coded_) {
+    if (begin == first && each.rows == rows) return each.coded;
+    begin += each.rows;
+  }
   const int64_t live = live_cols();
-  const absl::StatusOr<CodedIntegers> coded =
-      EncodeIntegers(codes().subspan(first * live, rows * live), live);
+  return EncodeIntegers(codes().subspan(first * live, rows * live), live);
+}
+
+absl::StatusOr<std::vector<NamedTensor>> LatticeWeight::Pack(int64_t first, int64_t rows) const {
+  const absl::StatusOr<CodedIntegers> coded = Code(first, rows);
   if (!coded.ok()) return coded.status();
   std::vector<NamedTensor> tensors;
   absl::Status status;
@@ -252,7 +284,7 @@ absl::StatusOr<std::vector<NamedTensor>> LatticeWeight::Pack(int64_t first, int6
   add("z_escape", TensorOf<int32_t>(DType::kI32, {size(coded->escapes)}, coded->escapes));
   add("row_scale", TensorOf<uint16_t>(DType::kF16, {rows},
                                       absl::MakeConstSpan(row_scale_).subspan(first, rows)));
-  add("col_scale", TensorOf<uint16_t>(DType::kF16, {live}, col_scale_));
+  add("col_scale", TensorOf<uint16_t>(DType::kF16, {live_cols()}, col_scale_));
   add("weight_global_scale", TensorOf<float>(DType::kF32, {1}, {global_}));
   add("dead_columns", IndexTensor(dead_columns_, cols()));
   if (!status.ok()) return status;
@@ -274,9 +306,9 @@ void LatticeWeight::Dequantize(int64_t first, int64_t rows, absl::Span<double> v
   std::fill(values.begin(), values.end(), 0.0);
   for (int64_t r = 0; r < rows; ++r) {
     const double row_scale = F16ToFloat(row_scale_[first + r]);
-    const int32_t* codes = codes_.data() + (first + r) * live;
+    const int32_t* row_codes = codes().data() + (first + r) * live;
     double* row = values.data() + r * width;
-    for (int64_t c = 0; c < live; ++c) row[column[c]] = row_scale * col_scale[c] * codes[c];
+    for (int64_t c = 0; c < live; ++c) row[column[c]] = row_scale * col_scale[c] * row_codes[c];
   }
 }
 

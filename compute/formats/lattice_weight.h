@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "compute/coding/integer_coder.h"
 #include "compute/formats/encoded_weight.h"
 #include "compute/tensor/tensor.h"
 
@@ -17,11 +19,17 @@ namespace quantd::compute {
 // is in docs/formats.md.
 class LatticeWeight final : public EncodedWeight {
  public:
+  // Rows of Z under their entropy code.
+  struct CodedRows {
+    int64_t rows = 0;
+    CodedIntegers coded;
+  };
   // R x C, of which L = C - dead columns are live.
   struct Parts {
     int64_t rows = 0;
     int64_t cols = 0;
     std::vector<int32_t> codes = {};         // Z, R x L
+    std::vector<CodedRows> coded = {};       // or all rows of it, layer by layer
     std::vector<double> spacing = {};        // alpha, L
     std::vector<double> row_scale = {};      // t, R
     std::vector<double> col_scale = {};      // g, L
@@ -51,7 +59,8 @@ class LatticeWeight final : public EncodedWeight {
   int64_t rows() const { return static_cast<int64_t>(row_scale_.size()); }
   int64_t cols() const { return live_cols() + static_cast<int64_t>(dead_columns_.size()); }
   int64_t live_cols() const { return static_cast<int64_t>(col_scale_.size()); }
-  absl::Span<const int32_t> codes() const { return codes_; }
+  // Decoded by the first call where they came coded.
+  absl::Span<const int32_t> codes() const;
   absl::Span<const int64_t> dead_columns() const { return dead_columns_; }
 
   // Rows [first, first + rows) of What, `values` of size rows * cols: exactly as decoded, before
@@ -60,8 +69,12 @@ class LatticeWeight final : public EncodedWeight {
 
  private:
   LatticeWeight() = default;
+  // The entropy code of rows [first, first + rows).
+  absl::StatusOr<CodedIntegers> Code(int64_t first, int64_t rows) const;
 
-  std::vector<int32_t> codes_;
+  mutable std::vector<int32_t> codes_;  // of a weight that came coded: written once
+  mutable std::once_flag decoded_;
+  std::vector<CodedRows> coded_;
   std::vector<uint16_t> row_scale_;  // float16
   std::vector<uint16_t> col_scale_;  // float16, L
   float global_ = 1.0f;              // divides; a power of two

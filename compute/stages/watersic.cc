@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -25,25 +26,6 @@ constexpr double kGranularBits = 512.0;  // steps in which the size of a tiny la
 
 double Mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
-// Rows of Z, from columns as the backend keeps them.
-std::vector<int32_t> RowMajor(const Tensor& codes) {
-  const int64_t cols = codes.dim(0);
-  const int64_t rows = codes.dim(1);
-  const int32_t* from = codes.as<int32_t>().data();
-  std::vector<int32_t> to(rows * cols);
-  constexpr int64_t kSquare = 32;
-  for (int64_t r = 0; r < rows; r += kSquare) {
-    for (int64_t c = 0; c < cols; c += kSquare) {
-      for (int64_t i = r; i < std::min(r + kSquare, rows); ++i) {
-        for (int64_t j = c; j < std::min(c + kSquare, cols); ++j) {
-          to[i * cols + j] = from[j * rows + i];
-        }
-      }
-    }
-  }
-  return to;
 }
 
 // One layer or fusion group on its way.
@@ -222,38 +204,52 @@ class Solver {
         backend_.CancelSuccessively(stream_, inputs_.factor, lattice_.target, spacing_);
     if (!codes.ok()) return codes.status();
     codes_ = *std::move(codes);
-    absl::StatusOr<Tensor> host = backend_.Download(stream_, codes_.codes);
-    if (!host.ok()) return host.status();
-    z_ = RowMajor(*host);
+    counts_.clear();
+    models_.clear();
     double bits = 0.0;
-    for (const absl::Span<const int32_t> layer : Layers()) {
-      bits += EstimateCodedBits(layer, LiveCols());
+    int64_t first = 0;
+    for (const int64_t rows : layer_rows_) {
+      absl::StatusOr<CodeCounts> counts = backend_.CountCodes(stream_, codes_.codes, first, rows);
+      if (!counts.ok()) return counts.status();
+      models_.push_back(ChooseModel(*counts));
+      bits += EstimateCodedBits(models_.back(), counts->values);
+      counts_.push_back(*std::move(counts));
+      first += rows;
     }
     return BitsPerWeight(bits);
   }
 
-  absl::StatusOr<double> MeasureRate() const {
+  absl::StatusOr<double> MeasureRate() {
+    coded_.clear();
     double bits = 0.0;
-    for (const absl::Span<const int32_t> layer : Layers()) {
-      absl::StatusOr<CodedIntegers> coded = EncodeIntegers(layer, LiveCols());
+    int64_t first = 0;
+    for (size_t i = 0; i < layer_rows_.size(); ++i) {
+      absl::StatusOr<CodedIntegers> coded =
+          backend_.EncodeCodes(stream_, codes_.codes, first, layer_rows_[i], models_[i]);
       if (!coded.ok()) return coded.status();
       bits += 8.0 * static_cast<double>(coded->bytes());
+      coded_.push_back({.rows = layer_rows_[i], .coded = *std::move(coded)});
+      first += layer_rows_[i];
     }
     return BitsPerWeight(bits);
   }
 
   int64_t LiveCols() const { return static_cast<int64_t>(live_.size()); }
 
-  // The codes of each layer of the group.
-  std::vector<absl::Span<const int32_t>> Layers() const {
-    std::vector<absl::Span<const int32_t>> layers;
-    const absl::Span<const int32_t> all = z_;
-    int64_t first = 0;
-    for (const int64_t rows : layer_rows_) {
-      layers.push_back(all.subspan(first * LiveCols(), rows * LiveCols()));
-      first += rows;
+  // Of the codes of each layer of the group, in bits a weight.
+  absl::StatusOr<std::vector<double>> Entropies() {
+    std::vector<double> entropies;
+    for (size_t i = 0; i < layer_rows_.size(); ++i) {
+      std::optional<double> entropy = EntropyOf(counts_[i]);
+      if (!entropy.has_value()) {  // some codes are too large to be counted apart
+        const absl::StatusOr<std::vector<int32_t>> codes =
+            DecodeIntegers(coded_[i].coded, layer_rows_[i], LiveCols());
+        if (!codes.ok()) return codes.status();
+        entropy = EmpiricalEntropy(*codes);
+      }
+      entropies.push_back(*entropy * static_cast<double>(LiveCols()) / static_cast<double>(cols_));
     }
-    return layers;
+    return entropies;
   }
 
   absl::StatusOr<LayerSolution> Finish() {
@@ -271,10 +267,9 @@ class Solver {
     if (!row.ok()) return row.status();
 
     LayerSolution solution;
-    for (const absl::Span<const int32_t> layer : Layers()) {
-      solution.entropy_bits.push_back(EmpiricalEntropy(layer) * static_cast<double>(LiveCols()) /
-                                      static_cast<double>(cols_));
-    }
+    absl::StatusOr<std::vector<double>> entropies = Entropies();
+    if (!entropies.ok()) return entropies.status();
+    solution.entropy_bits = *std::move(entropies);
     // Products of two float16 numbers and a code are exact in float64: what a reader decodes.
     absl::StatusOr<DeviceTensor> dequantized =
         backend_.DecodeLattice(stream_, codes_.codes, *row, *column,
@@ -283,7 +278,7 @@ class Solver {
     absl::StatusOr<std::shared_ptr<const LatticeWeight>> encoded =
         LatticeWeight::Create({.rows = rows_,
                                .cols = cols_,
-                               .codes = std::move(z_),
+                               .coded = std::move(coded_),
                                .spacing = *std::move(column),
                                .row_scale = *std::move(row),
                                .col_scale = std::vector<double>(live_.size(), 1.0),
@@ -317,7 +312,9 @@ class Solver {
   // The last solution of the search.
   double spacing_ = 0.0;  // c
   LatticeCodes codes_;
-  std::vector<int32_t> z_;  // R x live columns
+  std::vector<CodeCounts> counts_;               // of each layer
+  std::vector<CodingModel> models_;              // of each layer
+  std::vector<LatticeWeight::CodedRows> coded_;  // of each layer, when last measured
 };
 
 class WaterSic final : public QuantizationMethod {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/eigenvalues.h"
 #include "compute/backend/cpu/host_memory.h"
+#include "compute/backend/cpu/lattice_codes.h"
 #include "compute/backend/cpu/lattice_problem.h"
 #include "compute/backend/cpu/lattice_scales.h"
 #include "compute/backend/cpu/measure.h"
@@ -229,6 +230,21 @@ class CpuBackend final : public Backend {
     if (absl::Status status = operands::CheckCancellation(factor, target, spacing); !status.ok())
       return status;
     return CpuCancelSuccessively(pool_, stream, factor, target, spacing);
+  }
+
+  absl::StatusOr<CodeCounts> CountCodes(Stream& stream, const DeviceTensor& codes, int64_t first,
+                                        int64_t rows) override {
+    if (absl::Status status = operands::CheckCodeRows(codes, first, rows); !status.ok())
+      return status;
+    return CpuCountCodes(pool_, stream, codes, first, rows);
+  }
+
+  absl::StatusOr<CodedIntegers> EncodeCodes(Stream& stream, const DeviceTensor& codes,
+                                            int64_t first, int64_t rows,
+                                            const CodingModel& model) override {
+    if (absl::Status status = operands::CheckEncodeCodes(codes, first, rows, model); !status.ok())
+      return status;
+    return CpuEncodeCodes(stream, codes, first, rows, model);
   }
 
   absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,

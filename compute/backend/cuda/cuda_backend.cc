@@ -7,6 +7,7 @@
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/cuda_stream.h"
 #include "compute/backend/cuda/gptq_solver.h"
+#include "compute/backend/cuda/lattice_codes.h"
 #include "compute/backend/cuda/lattice_problem.h"
 #include "compute/backend/cuda/lattice_scales.h"
 #include "compute/backend/cuda/matrix.h"
@@ -178,6 +179,21 @@ class CudaBackend final : public Backend {
     auto cuda = Enter(stream, operands::CheckCancellation(factor, target, spacing));
     if (!cuda.ok()) return cuda.status();
     return CudaCancelSuccessively(**cuda, factor, target, spacing);
+  }
+
+  absl::StatusOr<CodeCounts> CountCodes(Stream& stream, const DeviceTensor& codes, int64_t first,
+                                        int64_t rows) override {
+    auto cuda = Enter(stream, operands::CheckCodeRows(codes, first, rows));
+    if (!cuda.ok()) return cuda.status();
+    return CudaCountCodes(**cuda, codes, first, rows);
+  }
+
+  absl::StatusOr<CodedIntegers> EncodeCodes(Stream& stream, const DeviceTensor& codes,
+                                            int64_t first, int64_t rows,
+                                            const CodingModel& model) override {
+    auto cuda = Enter(stream, operands::CheckEncodeCodes(codes, first, rows, model));
+    if (!cuda.ok()) return cuda.status();
+    return CudaEncodeCodes(**cuda, codes, first, rows, model);
   }
 
   absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,

@@ -171,6 +171,40 @@ TEST_F(CudaLatticeTest, DriftAndResidualMoveTheTarget) {
   ExpectConforms(layer, 0.5);
 }
 
+// Counts and the stored stream, byte for byte, of layers of a group: tables of one and of several
+// classes, codes with raw bits, with escapes, and too few to encode on the device.
+TEST_F(CudaLatticeTest, CountsAndBytesAreThoseOfTheCpu) {
+  const auto check = [&](Side& side, const DeviceTensor& z, int64_t first, int64_t rows,
+                         CodeCounts& counts, CodedIntegers& coded) {
+    counts = side.backend->CountCodes(*side.stream, z, first, rows).value();
+    coded = side.backend->EncodeCodes(*side.stream, z, first, rows, ChooseModel(counts)).value();
+  };
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<int64_t, int64_t>>{{37, 96}, {1000, 131}, {9000, 7}, {5000, 160}}) {
+    for (const double spacing : {1e-7, 2e-3, 0.3, 6.0}) {
+      SCOPED_TRACE(testing::Message() << rows << "x" << cols << " at " << spacing);
+      const Layer layer = PlainLayer(rows, cols, 29);
+      const Solved want = Solve(cpu_, layer, spacing);
+      const Solved got = Solve(cuda_, layer, spacing);
+      if (cpu_.Values(want.codes.codes) != cuda_.Values(got.codes.codes)) continue;  // a tie
+      for (const auto& [first, count] :
+           std::vector<std::pair<int64_t, int64_t>>{{0, rows}, {rows / 3, rows / 2}}) {
+        CodeCounts counts[2];
+        CodedIntegers coded[2];
+        check(cpu_, want.codes.codes, first, count, counts[0], coded[0]);
+        check(cuda_, got.codes.codes, first, count, counts[1], coded[1]);
+        EXPECT_EQ(counts[0].values, counts[1].values);
+        EXPECT_EQ(counts[0].bin_of_column, counts[1].bin_of_column);
+        EXPECT_EQ(counts[0].of_bin, counts[1].of_bin);
+        EXPECT_EQ(coded[0].stream, coded[1].stream);
+        EXPECT_EQ(coded[0].segment_offsets, coded[1].segment_offsets);
+        EXPECT_EQ(coded[0].frequencies, coded[1].frequencies);
+        EXPECT_EQ(coded[0].escapes, coded[1].escapes);
+      }
+    }
+  }
+}
+
 TEST_F(CudaLatticeTest, TheSameBitsTwice) {
   const Layer layer = PlainLayer(900, 200, 13);
   std::vector<std::vector<double>> seen;

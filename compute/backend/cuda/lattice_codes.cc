@@ -1,0 +1,214 @@
+#include "compute/backend/cuda/lattice_codes.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "compute/backend/cuda/cuda_status.h"
+#include "compute/backend/cuda/device_memory.h"
+#include "compute/backend/cuda/lattice_codes_kernels.h"
+#include "compute/backend/cuda/rans_kernels.h"
+#include "compute/coding/block_checksum.h"
+#include "compute/coding/stream_start.h"
+#include "compute/coding/token_step.h"
+
+namespace quantd::compute {
+namespace {
+
+static_assert(kRansClasses == kMaxClasses);
+
+// Matrices with fewer values are encoded on the host.
+constexpr int64_t kLeastDeviceValues = int64_t{1} << 14;
+
+absl::StatusOr<DeviceBuffer<int32_t>> RowMajor(CudaStream& stream, const DeviceTensor& codes,
+                                               int64_t first, int64_t rows) {
+  const int64_t cols = codes.dim(0);
+  auto values = DeviceBuffer<int32_t>::Allocate(stream, rows * cols);
+  if (!values.ok()) return values.status();
+  absl::Status status =
+      ToStatus(LaunchRowMajorCodes(stream.get(), rows, cols, DeviceData<int32_t>(codes) + first,
+                                   codes.dim(1), values->data()),
+               "transposing codes");
+  if (!status.ok()) return status;
+  return values;
+}
+
+// XXH3-64 of `count` values on the device.
+absl::StatusOr<uint64_t> Checksum(CudaStream& stream, const int32_t* values, int64_t count) {
+  const auto bytes = count * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t blocks = ChecksumBlocks(bytes);
+  ChecksumSecret secret = {};
+  std::copy(kChecksumSecret.begin(), kChecksumSecret.end(), secret.words);
+  const auto sums = DeviceBuffer<uint64_t>::Allocate(stream, blocks * kChecksumLanes);
+  if (!sums.ok()) return sums.status();
+  absl::Status status = ToStatus(
+      LaunchChecksumBlocks(stream.get(), secret, blocks, values, sums->data()), "checksum");
+  if (!status.ok()) return status;
+  const auto host_sums = CopyToHost(stream, sums->data(), sums->size());
+  if (!host_sums.ok()) return host_sums.status();
+  const int64_t tail = blocks * kChecksumBlock - kChecksumStripe;
+  const auto end =
+      CopyToHost(stream, reinterpret_cast<const std::byte*>(values) + tail, bytes - tail);
+  if (!end.ok()) return end.status();
+  return FinishChecksum(bytes, *host_sums, *end);
+}
+
+// The tables of a model on the device.
+class DeviceModel {
+ public:
+  static absl::StatusOr<DeviceModel> Upload(CudaStream& stream, const CodingModel& model) {
+    DeviceModel on_device;
+    on_device.view_.precision = model.precision;
+    on_device.view_.cols = static_cast<int64_t>(model.class_of_column.size());
+    std::vector<RansStep> steps;
+    for (size_t k = 0; k < model.tables.size(); ++k) {
+      on_device.view_.first_step[k] = static_cast<int>(steps.size());
+      on_device.view_.split[k] = model.tables[k].alphabet.split();
+      for (const TokenStep& step : StepsOf(model.tables[k], model.precision)) {
+        steps.push_back({.reciprocal = step.reciprocal(),
+                         .last = static_cast<uint32_t>(step.limit() - 1),
+                         .offset = step.offset()});
+      }
+    }
+    auto classes = compute::Upload<uint8_t>(stream, model.class_of_column);
+    if (!classes.ok()) return classes.status();
+    auto tables = compute::Upload<RansStep>(stream, steps);
+    if (!tables.ok()) return tables.status();
+    on_device.classes_ = *std::move(classes);
+    on_device.steps_ = *std::move(tables);
+    on_device.view_.class_of_column = on_device.classes_.data();
+    on_device.view_.steps = on_device.steps_.data();
+    return on_device;
+  }
+  const RansModel& view() const { return view_; }
+
+ private:
+  RansModel view_;
+  DeviceBuffer<uint8_t> classes_;
+  DeviceBuffer<RansStep> steps_;
+};
+
+// Appends the words of all segments of `count` values to `coded`.
+class SegmentWriter {
+ public:
+  SegmentWriter(CudaStream& stream, int64_t count, int64_t segment_values, CodedIntegers& coded)
+      : stream_(stream),
+        count_(count),
+        segment_values_(segment_values),
+        segments_((count + segment_values - 1) / segment_values),
+        coded_(coded) {}
+
+  absl::Status Write(const RansModel& model, const int32_t* values) {
+    auto words =
+        DeviceBuffer<uint16_t>::Allocate(stream_, segments_ * RansCapacity(segment_values_));
+    if (!words.ok()) return words.status();
+    const auto sizes = DeviceBuffer<uint32_t>::Allocate(stream_, segments_);
+    if (!sizes.ok()) return sizes.status();
+    absl::Status status = ToStatus(LaunchRansEncode(stream_.get(), model, values, count_,
+                                                    segment_values_, words->data(), sizes->data()),
+                                   "encoding codes");
+    if (!status.ok()) return status;
+    const auto host_sizes = CopyToHost(stream_, sizes->data(), segments_);
+    if (!host_sizes.ok()) return host_sizes.status();
+    return Append(*host_sizes, words->data());
+  }
+
+ private:
+  absl::Status Append(const std::vector<uint32_t>& sizes, const uint16_t* words) {
+    std::vector<uint32_t> offsets = {0};
+    uint64_t end = 0;
+    for (const uint32_t size : sizes) {
+      end += size;
+      if (end > std::numeric_limits<uint32_t>::max()) return TooManyWords(count_);
+      offsets.push_back(static_cast<uint32_t>(end));
+      coded_.segment_offsets.push_back(offsets.back());
+      coded_.segment_offsets.push_back(0);  // escapes
+    }
+    const auto device_offsets = compute::Upload<uint32_t>(stream_, offsets);
+    if (!device_offsets.ok()) return device_offsets.status();
+    const auto gathered = DeviceBuffer<uint16_t>::Allocate(stream_, static_cast<int64_t>(end));
+    if (!gathered.ok()) return gathered.status();
+    absl::Status status =
+        ToStatus(LaunchRansGather(stream_.get(), segments_, segment_values_, words,
+                                  device_offsets->data(), gathered->data()),
+                 "gathering words");
+    if (!status.ok()) return status;
+    const size_t begin = coded_.stream.size();
+    coded_.stream.resize(begin + 2 * end);
+    return CopyBytesToHost(stream_, gathered->data(), 2 * static_cast<int64_t>(end),
+                           coded_.stream.data() + begin);
+  }
+
+  CudaStream& stream_;
+  const int64_t count_;
+  const int64_t segment_values_;
+  const int64_t segments_;
+  CodedIntegers& coded_;
+};
+
+}  // namespace
+
+absl::StatusOr<CodeCounts> CudaCountCodes(CudaStream& stream, const DeviceTensor& codes,
+                                          int64_t first, int64_t rows) {
+  const int64_t cols = codes.dim(0);
+  const int64_t stride = codes.dim(1);
+  const int32_t* const values = DeviceData<int32_t>(codes) + first;
+  const auto squares = DeviceBuffer<double>::Allocate(stream, cols);
+  if (!squares.ok()) return squares.status();
+  absl::Status status = ToStatus(
+      LaunchCodeSquares(stream.get(), rows, cols, values, stride, squares->data()), "code spreads");
+  if (!status.ok()) return status;
+  const auto host_squares = CopyToHost(stream, squares->data(), cols);
+  if (!host_squares.ok()) return host_squares.status();
+  CodeCounts counts = {.values = rows * cols,
+                       .bin_of_column = BinColumns(*host_squares, rows),
+                       .of_bin = std::vector<TokenCounts>(kSpreadBins)};
+  const auto bins = Upload<uint8_t>(stream, counts.bin_of_column);
+  if (!bins.ok()) return bins.status();
+  const auto tokens = DeviceBuffer<uint32_t>::Allocate(stream, kSpreadBins * kFinestTokens);
+  if (!tokens.ok()) return tokens.status();
+  status =
+      ToStatus(cudaMemsetAsync(tokens->data(), 0, tokens->size() * sizeof(uint32_t), stream.get()),
+               "clearing counts");
+  if (status.ok()) {
+    status = ToStatus(
+        LaunchCountTokens(stream.get(), rows, cols, values, stride, bins->data(), tokens->data()),
+        "counting codes");
+  }
+  if (!status.ok()) return status;
+  const auto host_tokens = CopyToHost(stream, tokens->data(), tokens->size());
+  if (!host_tokens.ok()) return host_tokens.status();
+  for (const uint8_t bin : counts.bin_of_column) {
+    if (!counts.of_bin[bin].empty()) continue;
+    const auto begin = host_tokens->begin() + int64_t{bin} * kFinestTokens;
+    counts.of_bin[bin].assign(begin, begin + kFinestTokens);
+  }
+  return counts;
+}
+
+absl::StatusOr<CodedIntegers> CudaEncodeCodes(CudaStream& stream, const DeviceTensor& codes,
+                                              int64_t first, int64_t rows,
+                                              const CodingModel& model) {
+  const int64_t count = rows * codes.dim(0);
+  const auto values = RowMajor(stream, codes, first, rows);
+  if (!values.ok()) return values.status();
+  // Escapes, which next to no layer has, are a list that only the host makes.
+  if (model.has_escapes || count < kLeastDeviceValues) {
+    const auto host = CopyToHost(stream, values->data(), count);
+    if (!host.ok()) return host.status();
+    return EncodeIntegers(*host, model);
+  }
+  const absl::StatusOr<uint64_t> checksum = Checksum(stream, values->data(), count);
+  if (!checksum.ok()) return checksum.status();
+  const absl::StatusOr<DeviceModel> on_device = DeviceModel::Upload(stream, model);
+  if (!on_device.ok()) return on_device.status();
+  const int64_t segment_values = SegmentValues(model, count);
+  CodedIntegers coded = BeginStream(model, count, segment_values, *checksum);
+  absl::Status status =
+      SegmentWriter(stream, count, segment_values, coded).Write(on_device->view(), values->data());
+  if (!status.ok()) return status;
+  return coded;
+}
+
+}  // namespace quantd::compute

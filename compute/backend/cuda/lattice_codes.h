@@ -1,0 +1,16 @@
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "compute/backend/backend.h"
+#include "compute/backend/cuda/cuda_stream.h"
+
+namespace quantd::compute {
+
+// The ops of Backend that count and encode codes: the same counts and the same bytes as the CPU's.
+absl::StatusOr<CodeCounts> CudaCountCodes(CudaStream& stream, const DeviceTensor& codes,
+                                          int64_t first, int64_t rows);
+absl::StatusOr<CodedIntegers> CudaEncodeCodes(CudaStream& stream, const DeviceTensor& codes,
+                                              int64_t first, int64_t rows,
+                                              const CodingModel& model);
+
+}  // namespace quantd::compute
