@@ -1,5 +1,6 @@
 #include "compute/backend/cuda/successive_cancellation.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -54,85 +55,107 @@ class Cancellation {
   CancelPanel panel_;
 };
 
-// Scratch of a pass on the device.
-struct Scratch {
+// What a pass came to, on the device: the codes, and beside them scratch.
+struct Pass {
+  NewTensor<int32_t> codes;
   DeviceBuffer<double> target;  // a copy, which is overwritten
   DeviceBuffer<double> gamma;
   DeviceBuffer<double> sums;
-  DeviceBuffer<int> too_large;
+  DeviceBuffer<int> flags;  // too large, wide
 
-  static absl::StatusOr<Scratch> Make(CudaStream& stream, const CancelPlan& plan,
-                                      const DeviceTensor& target) {
-    const int64_t cols = target.dim(0);
-    const int64_t size = cols * target.dim(1);
-    auto copy = DeviceBuffer<double>::Allocate(stream, size);
-    if (!copy.ok()) return copy.status();
+  static absl::StatusOr<Pass> Make(CudaStream& stream, const CancelPlan& plan, int64_t cols,
+                                   int64_t rows) {
+    auto codes = NewDeviceTensor<int32_t>(stream, DType::kI32, {cols, rows});
+    if (!codes.ok()) return codes.status();
+    auto target = DeviceBuffer<double>::Allocate(stream, cols * rows);
+    if (!target.ok()) return target.status();
     auto gamma = DeviceBuffer<double>::Allocate(stream, cols);
     if (!gamma.ok()) return gamma.status();
     auto sums = DeviceBuffer<double>::Allocate(stream, plan.Sums(cols));
     if (!sums.ok()) return sums.status();
-    auto too_large = DeviceBuffer<int>::Allocate(stream, 1);
-    if (!too_large.ok()) return too_large.status();
-    absl::Status status = ToStatus(cudaMemcpyAsync(copy->data(), DeviceData<double>(target),
-                                                   static_cast<size_t>(size) * sizeof(double),
-                                                   cudaMemcpyDeviceToDevice, stream.get()),
-                                   "copying the target");
-    if (status.ok()) {
-      status = ToStatus(
-          cudaMemsetAsync(sums->data(), 0xff, static_cast<size_t>(sums->size()) * sizeof(double),
-                          stream.get()),
-          "clearing sums");
+    auto flags = DeviceBuffer<int>::Allocate(stream, 2);
+    if (!flags.ok()) return flags.status();
+    return Pass{*std::move(codes), *std::move(target), *std::move(gamma), *std::move(sums),
+                *std::move(flags)};
+  }
+
+  absl::Status Begin(CudaStream& stream, const DeviceTensor& from) const {
+    const auto bytes = [](int64_t count, size_t size) { return static_cast<size_t>(count) * size; };
+    cudaError_t code = cudaMemcpyAsync(target.data(), DeviceData<double>(from),
+                                       bytes(target.size(), sizeof(double)),
+                                       cudaMemcpyDeviceToDevice, stream.get());
+    if (code == cudaSuccess) {
+      code = cudaMemsetAsync(sums.data(), 0xff, bytes(sums.size(), sizeof(double)), stream.get());
     }
-    if (status.ok()) {
-      status = ToStatus(cudaMemsetAsync(too_large->data(), 0, sizeof(int), stream.get()),
-                        "clearing a flag");
+    if (code == cudaSuccess) {
+      code = cudaMemsetAsync(flags.data(), 0, bytes(flags.size(), sizeof(int)), stream.get());
     }
-    if (!status.ok()) return status;
-    return Scratch{*std::move(copy), *std::move(gamma), *std::move(sums), *std::move(too_large)};
+    return ToStatus(code, "preparing the cancellation");
   }
 };
+
+absl::Status TooLarge(double spacing) {
+  return absl::OutOfRangeError(
+      absl::StrCat("spacing ", spacing, ": expected codes within +-2^30; got larger ones"));
+}
+
+// Unset where a cluster met codes that it cannot sum up.
+absl::StatusOr<std::optional<LatticeCodes>> Cancel(CudaStream& stream, const CancelPlan& plan,
+                                                   const MomentFactor& factor,
+                                                   const DeviceTensor& target, double spacing) {
+  const int64_t cols = target.dim(0);
+  const int64_t rows = target.dim(1);
+  absl::StatusOr<Pass> pass = Pass::Make(stream, plan, cols, rows);
+  if (!pass.ok()) return pass.status();
+  absl::Status status = pass->Begin(stream, target);
+  if (status.ok()) {
+    status = Cancellation(stream, plan,
+                          {.rows = rows,
+                           .cols = cols,
+                           .begin = 0,
+                           .width = 0,
+                           .spacing = spacing,
+                           .lower = DeviceData<double>(factor.lower),
+                           .target = pass->target.data(),
+                           .codes = pass->codes.data,
+                           .gamma = pass->gamma.data(),
+                           .too_large = pass->flags.data(),
+                           .wide = pass->flags.data() + 1,
+                           .sums = pass->sums.data()})
+                 .Run(0, cols);
+  }
+  if (!status.ok()) return status;
+  const auto flags = CopyToHost(stream, pass->flags.data(), 2);
+  if (!flags.ok()) return flags.status();
+  if ((*flags)[0] != 0) return TooLarge(spacing);
+  if ((*flags)[1] != 0) return std::optional<LatticeCodes>();
+  absl::StatusOr<std::vector<double>> gamma = CopyToHost(stream, pass->gamma.data(), cols);
+  if (!gamma.ok()) return gamma.status();
+  return LatticeCodes{.codes = std::move(pass->codes.tensor), .gamma = *std::move(gamma)};
+}
 
 }  // namespace
 
 absl::StatusOr<LatticeCodes> CudaCancelSuccessively(CudaStream& stream, const MomentFactor& factor,
                                                     const DeviceTensor& target, double spacing) {
-  const int64_t cols = target.dim(0);
   const int64_t rows = target.dim(1);
   CancelPlan plan;
+  if (PlanClusterCancellation(stream.device(), rows, &plan)) {
+    absl::StatusOr<std::optional<LatticeCodes>> codes =
+        Cancel(stream, plan, factor, target, spacing);
+    if (!codes.ok()) return codes.status();
+    if (codes->has_value()) return **std::move(codes);
+  }
   absl::Status status =
-      ToStatus(PlanCancellation(stream.device(), rows, &plan), "planning the cancellation");
+      ToStatus(PlanGridCancellation(stream.device(), rows, &plan), "planning the cancellation");
   if (!status.ok()) return status;
   if (plan.blocks == 0) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "weight: expected fewer rows, which this device holds at one time; got ", rows));
   }
-  auto codes = NewDeviceTensor<int32_t>(stream, DType::kI32, {cols, rows});
+  absl::StatusOr<std::optional<LatticeCodes>> codes = Cancel(stream, plan, factor, target, spacing);
   if (!codes.ok()) return codes.status();
-  const absl::StatusOr<Scratch> scratch = Scratch::Make(stream, plan, target);
-  if (!scratch.ok()) return scratch.status();
-  status = Cancellation(stream, plan,
-                        {.rows = rows,
-                         .cols = cols,
-                         .begin = 0,
-                         .width = 0,
-                         .spacing = spacing,
-                         .lower = DeviceData<double>(factor.lower),
-                         .target = scratch->target.data(),
-                         .codes = codes->data,
-                         .gamma = scratch->gamma.data(),
-                         .too_large = scratch->too_large.data(),
-                         .sums = scratch->sums.data()})
-               .Run(0, cols);
-  if (!status.ok()) return status;
-  const auto too_large = CopyToHost(stream, scratch->too_large.data(), 1);
-  if (!too_large.ok()) return too_large.status();
-  if (too_large->front() != 0) {
-    return absl::OutOfRangeError(
-        absl::StrCat("spacing ", spacing, ": expected codes within +-2^30; got larger ones"));
-  }
-  absl::StatusOr<std::vector<double>> gamma = CopyToHost(stream, scratch->gamma.data(), cols);
-  if (!gamma.ok()) return gamma.status();
-  return LatticeCodes{.codes = std::move(codes->tensor), .gamma = *std::move(gamma)};
+  return **std::move(codes);
 }
 
 }  // namespace quantd::compute

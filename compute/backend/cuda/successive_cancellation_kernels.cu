@@ -6,10 +6,10 @@
 #include "compute/backend/cuda/successive_cancellation_kernels.h"
 
 // A column's gamma needs sums over all rows, and the next column needs gamma: what a column costs
-// is the time in which blocks tell each other two numbers. So there is no barrier between blocks:
-// each writes its sums into a place that no other value ever takes, for this column alone, and
-// readers wait until it is no longer what it was filled with. Up to 16 blocks sit in one cluster
-// and write into each other's shared memory; for more rows they meet in the L2 cache.
+// is the time in which its rows' threads tell each other two numbers. So there is no barrier
+// between them: each writes its sums into a place of this column alone that holds what no sum is,
+// and readers wait until it does not. Up to 16 blocks sit in one cluster and write into each
+// other's shared memory; otherwise blocks meet in the L2 cache.
 namespace quantd::compute {
 namespace {
 
@@ -17,7 +17,7 @@ namespace cg = cooperative_groups;
 
 constexpr int kWarp = 32;
 constexpr int kMaxCluster = 16;
-constexpr int kMaxWarps = 16;
+constexpr int kGridThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
 // A NaN that no sum is: arithmetic's own NaNs are replaced by another.
 constexpr unsigned long long kUnwritten = ~0ull;
@@ -55,13 +55,10 @@ __device__ double Await(double* from) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// Sums of all blocks, for warp 0. `step` counts columns from the panel's last.
+// Sums of all blocks, for warp 0; `column` is the panel's.
 class GridExchange {
  public:
-  struct Places {};
-  __device__ GridExchange(const CancelPanel& panel, Places&) : panel_(panel) {}
-  __device__ void Open() {}
-  __device__ void Close() {}
+  __device__ explicit GridExchange(const CancelPanel& panel) : panel_(panel) {}
   __device__ void Send(int lane, int column, Pair pair) {
     if (lane > 1) return;
     Publish(lane == 0 ? pair.product : pair.energy, Place(column, blockIdx.x) + lane);
@@ -82,43 +79,6 @@ class GridExchange {
   }
   const CancelPanel& panel_;
 };
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-class ClusterExchange {
- public:
-  struct Places {
-    double sums[kCancelPanel][kMaxCluster][2];
-  };
-  __device__ ClusterExchange(const CancelPanel&, Places& places) : places_(places) {}
-  __device__ void Open() {
-    auto* const words = reinterpret_cast<unsigned long long*>(places_.sums);
-    for (int i = threadIdx.x; i < kCancelPanel * kMaxCluster * 2; i += blockDim.x) {
-      words[i] = kUnwritten;
-    }
-    cg::this_cluster().sync();
-  }
-  // A block's shared memory must be there while others write to it.
-  __device__ void Close() { cg::this_cluster().sync(); }
-  __device__ void Send(int lane, int column, Pair pair) {
-    if (lane >= static_cast<int>(gridDim.x)) return;
-    double* const place =
-        cg::this_cluster().map_shared_rank(&places_.sums[column][blockIdx.x][0], lane);
-    Publish(pair.product, place);
-    Publish(pair.energy, place + 1);
-  }
-  __device__ Pair Receive(int lane, int column) {
-    Pair sum = {0.0, 0.0};
-    if (lane < static_cast<int>(gridDim.x)) {
-      sum.product = Await(&places_.sums[column][lane][0]);
-      sum.energy = Await(&places_.sums[column][lane][1]);
-    }
-    return SumOverWarp(sum);
-  }
-
- private:
-  Places& places_;
-};
-#endif
 
 // What the panel needs of L, arranged for a loop that always rounds the same register: behind
 // source column s, coefficient q is that of column s - 2 - (kColumns - 1 - q), 0 where there is
@@ -145,116 +105,247 @@ struct Coefficients {
   }
 };
 
-// Each thread keeps its rows of the panel in registers. While the sums travel, what the column
-// before left is subtracted from all columns but the next, which the critical path needs at once.
-template <int kColumns, int kRows, typename Exchange>
-__device__ void Cancel(const CancelPanel& panel) {
-  __shared__ Coefficients<kColumns> coefficients;
-  __shared__ typename Exchange::Places places;
-  __shared__ Pair of_warp[kMaxWarps];
-  __shared__ double shared_step;
-  Exchange exchange(panel, places);
-  coefficients.Load(panel);
-  exchange.Open();
-
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
-  const int warps = blockDim.x / kWarp;
-  const int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x);
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+// A thread's rows of the panel, in registers. `now` is the column to be rounded; y holds those
+// before it, the next one last, without what the column before `now` left: while sums travel, that
+// is subtracted from all of them but the next, which the critical path needs at once.
+template <int kColumns, int kRows>
+struct PanelRows {
   double y[kRows][kColumns];
   double now[kRows];
+  double z[kRows];
   double done[kRows];
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    const int64_t r = first + k * stride;
-#pragma unroll
-    for (int q = 0; q < kColumns; ++q) {
-      const int column = panel.width - kColumns + q;
-      y[k][q] = r < panel.rows && column >= 0
-                    ? panel.target[(panel.begin + column) * panel.rows + r]
-                    : 0.0;
-    }
-    now[k] = y[k][kColumns - 1];
-    done[k] = 0.0;
-  }
-  __syncthreads();
 
-  const double scale = 1.0 / panel.spacing;
-  bool too_large = false;
-  for (int s = panel.width - 1; s >= 0; --s) {
-    double z[kRows];
-    Pair sum = {0.0, 0.0};
+  static __device__ int64_t Row(int k) {
+    const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+    return k * stride + int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  }
+
+  __device__ void Load(const CancelPanel& panel) {
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
-      const double scaled = now[k] * scale;
-      z[k] = rint(scaled);
-      sum.product += z[k] * scaled;
-      sum.energy += z[k] * z[k];
-      too_large |= !(fabs(z[k]) <= kLargestLatticeCode);  // NaN too
+#pragma unroll
+      for (int q = 0; q < kColumns; ++q) {
+        const int column = panel.width - kColumns + q;
+        y[k][q] = Row(k) < panel.rows && column >= 0
+                      ? panel.target[(panel.begin + column) * panel.rows + Row(k)]
+                      : 0.0;
+      }
+      now[k] = y[k][kColumns - 1];
+      done[k] = 0.0;
     }
-    sum = SumOverWarp(sum);
-    if (lane == 0) of_warp[warp] = sum;
-    __syncthreads();
-    if (warp == 0) {
-      sum = lane < warps ? of_warp[lane] : Pair{0.0, 0.0};
-      exchange.Send(lane, s, SumOverWarp(sum));
-    }
-    const double* const later = coefficients.later[min(s + 1, panel.width - 1)];
+  }
+
+  // What column s + 1 left, where there is one, from columns before s; y then ends with s - 1.
+  __device__ void Subtract(const Coefficients<kColumns>& coefficients, int s, int width) {
+    const double* const later = coefficients.later[min(s + 1, width - 1)];
 #pragma unroll
     for (int q = kColumns - 1; q > 0; --q) {
 #pragma unroll
       for (int k = 0; k < kRows; ++k) y[k][q] = y[k][q - 1] - later[q] * done[k];
     }
-    const int64_t column = panel.begin + s;
-    if (warp == 0) {
-      sum = exchange.Receive(lane, s);
-      const double gamma = sum.energy > 0.0 ? sum.product / sum.energy : 0.0;
-      if (lane == 0) {
-        shared_step = gamma * coefficients.step[s];
-        if (blockIdx.x == 0) panel.gamma[column] = gamma;
-      }
-    }
-    __syncthreads();
-    const double step = shared_step;
+  }
+
+  __device__ void Finish(const CancelPanel& panel, const Coefficients<kColumns>& coefficients,
+                         int s, double gamma) {
+    const double step = gamma * coefficients.step[s];
+    const int64_t begin = (panel.begin + s) * panel.rows;
 #pragma unroll
     for (int k = 0; k < kRows; ++k) {
       done[k] = step * z[k];
       now[k] = y[k][kColumns - 1] - coefficients.next[s] * done[k];
-      const int64_t r = first + k * stride;
-      if (r >= panel.rows) continue;
-      panel.target[column * panel.rows + r] = done[k];
-      panel.codes[column * panel.rows + r] = __double2int_rn(z[k]);
+      if (Row(k) >= panel.rows) continue;
+      panel.target[begin + Row(k)] = done[k];
+      panel.codes[begin + Row(k)] = __double2int_rn(z[k]);
     }
+    if (blockIdx.x == 0 && threadIdx.x == 0) panel.gamma[panel.begin + s] = gamma;
+  }
+};
+
+// Any codes, any number of blocks that the device holds at one time; sums in float64.
+template <int kColumns, int kRows>
+__global__ void __launch_bounds__(kGridThreads) CancelInGrid(const CancelPanel panel) {
+  constexpr int kWarps = kGridThreads / kWarp;
+  __shared__ Coefficients<kColumns> coefficients;
+  __shared__ Pair of_warp[kWarps];
+  __shared__ double shared_gamma;
+  GridExchange exchange(panel);
+  coefficients.Load(panel);
+  PanelRows<kColumns, kRows> rows;
+  rows.Load(panel);
+  __syncthreads();
+
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const double scale = 1.0 / panel.spacing;
+  bool too_large = false;
+  for (int s = panel.width - 1; s >= 0; --s) {
+    Pair sum = {0.0, 0.0};
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const double scaled = rows.now[k] * scale;
+      const double z = rint(scaled);
+      rows.z[k] = z;
+      sum.product += z * scaled;
+      sum.energy += z * z;
+      too_large |= !(fabs(z) <= kLargestLatticeCode);  // NaN too
+    }
+    sum = SumOverWarp(sum);
+    if (lane == 0) of_warp[warp] = sum;
+    __syncthreads();
+    if (warp == 0) {
+      sum = lane < kWarps ? of_warp[lane] : Pair{0.0, 0.0};
+      exchange.Send(lane, s, SumOverWarp(sum));
+    }
+    rows.Subtract(coefficients, s, panel.width);
+    if (warp == 0) {
+      sum = exchange.Receive(lane, s);
+      if (lane == 0) shared_gamma = sum.energy > 0.0 ? sum.product / sum.energy : 0.0;
+    }
+    __syncthreads();
+    rows.Finish(panel, coefficients, s, shared_gamma);
   }
   if (too_large) *panel.too_large = 1;
-  exchange.Close();
 }
 
-template <int kColumns, int kRows>
-__global__ void __launch_bounds__(256) CancelInGrid(const CancelPanel panel) {
-  Cancel<kColumns, kRows, GridExchange>(panel);
+// The two sums of a column as integers, which add up to the same in any order and in few
+// instructions: z^2, and z (y / c - z) in units of 2^-36, off by 2^-37 at most for each z that is
+// not 0, so that gamma is off by 7e-12 at most. Codes below 4096 in up to 32,768 rows cannot
+// overflow.
+struct IntegerPair {
+  long long product;
+  long long energy;
+};
+constexpr double kClusterCodes = 4096.0;
+constexpr double kUnits = 68719476736.0;  // 2^36
+constexpr long long kNoSum = -0x7fffffffffffffffll - 1;
+
+// `bits` low bits of each lane's value, at most 27.
+__device__ unsigned SumLow(unsigned long long value, int bits) {
+  return __reduce_add_sync(kAllLanes, static_cast<unsigned>(value & ((1ull << bits) - 1)));
 }
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) CancelInCluster(const CancelPanel panel) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  Cancel<kCancelPanel, 1, ClusterExchange>(panel);
+// A lane's own: product of 50 bits, energy of 26.
+__device__ IntegerPair SumLanes(long long product, unsigned energy) {
+  const long long high = __reduce_add_sync(kAllLanes, static_cast<int>(product >> 24));
+  return {.product = (high << 24) + SumLow(product, 24),
+          .energy = __reduce_add_sync(kAllLanes, energy)};
+}
+
+// Of a lane's share of all warps' sums: product of 58 bits, energy of 34.
+__device__ IntegerPair SumShares(IntegerPair share) {
+  const long long high = __reduce_add_sync(kAllLanes, static_cast<int>(share.product >> 52));
+  const long long middle = SumLow(share.product >> 26, 26);
+  const long long energy = SumLow(share.energy >> 26, 26);
+  return {.product = (high << 52) + (middle << 26) + SumLow(share.product, 26),
+          .energy = (energy << 26) + SumLow(share.energy, 26)};
+}
+
+__device__ void SendTo(unsigned block, IntegerPair* place, IntegerPair pair) {
+  // Sums of codes that are too large wrap, perhaps to what no sum may be.
+  const long long product = pair.product == kNoSum ? 0 : pair.product;
+  asm volatile(
+      "{\n"
+      ".reg .u32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.relaxed.cluster.shared::cluster.v2.b64 [remote], {%2, %3};\n"
+      "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(place))),
+      "r"(block), "l"(product), "l"(pair.energy)
+      : "memory");
+}
+
+__device__ IntegerPair AwaitIn(const IntegerPair* place) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(place));
+  IntegerPair pair = {};
+  do {
+    asm volatile("ld.relaxed.cluster.shared::cta.v2.b64 {%0, %1}, [%2];"
+                 : "=l"(pair.product), "=l"(pair.energy)
+                 : "r"(address)
+                 : "memory");
+  } while (pair.product == kNoSum || pair.energy == kNoSum);
+  return pair;
+}
+
+// One cluster; no barrier in the loop over columns: every warp sends its sums to all blocks and
+// adds up those of all warps itself.
+template <int kColumns, int kRows>
+__device__ void CancelColumns(const CancelPanel& panel, IntegerPair* places) {
+  __shared__ Coefficients<kColumns> coefficients;
+  const int lane = threadIdx.x % kWarp;
+  const int warps_of_block = blockDim.x / kWarp;
+  const int warps = gridDim.x * warps_of_block;
+  const int warp = blockIdx.x * warps_of_block + threadIdx.x / kWarp;
+  for (int i = threadIdx.x; i < kColumns * warps; i += blockDim.x) places[i] = {kNoSum, kNoSum};
+  coefficients.Load(panel);
+  PanelRows<kColumns, kRows> rows;
+  rows.Load(panel);
+  cg::this_cluster().sync();
+
+  const double scale = 1.0 / panel.spacing;
+  bool wide = false;
+  for (int s = panel.width - 1; s >= 0; --s) {
+    long long product = 0;
+    unsigned energy = 0;
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const double scaled = rows.now[k] * scale;
+      const double z = rint(scaled);
+      const int code = __double2int_rn(z);
+      rows.z[k] = z;
+      product += __double2ll_rn(z * (scaled - z) * kUnits);
+      energy += static_cast<unsigned>(code) * static_cast<unsigned>(code);
+      wide |= !(fabs(z) < kClusterCodes);  // NaN too
+    }
+    const IntegerPair own = SumLanes(product, energy);
+    if (lane < gridDim.x) SendTo(lane, places + s * warps + warp, own);
+    rows.Subtract(coefficients, s, panel.width);
+    IntegerPair sum = {0, 0};
+    for (int i = lane; i < warps; i += kWarp) {
+      const IntegerPair other = AwaitIn(places + s * warps + i);
+      sum.product += other.product;
+      sum.energy += other.energy;
+    }
+    __syncwarp();
+    sum = SumShares(sum);
+    const double gamma = sum.energy > 0 ? 1.0 + static_cast<double>(sum.product) /
+                                                    (kUnits * static_cast<double>(sum.energy))
+                                        : 0.0;
+    rows.Finish(panel, coefficients, s, gamma);
+  }
+  if (wide) *panel.wide = 1;
+  // A block's shared memory must be there while others write to it.
+  cg::this_cluster().sync();
+}
+#endif
+
+template <int kColumns, int kRows, int kThreads>
+__global__ void __launch_bounds__(kThreads, 1) CancelInCluster(const CancelPanel panel) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) unsigned char memory[];
+  CancelColumns<kColumns, kRows>(panel, reinterpret_cast<IntegerPair*>(memory));
 #endif
 }
 
-constexpr int kGridThreads = 256;
-constexpr int kTallRows = 8;
-constexpr int kTallPanel = 4;
+// Threads of a block and what each keeps in registers; the kernel that does so.
+struct Shape {
+  int threads;
+  int rows_of_thread;
+  int columns;
+  const void* kernel;
 
-const void* KernelOf(const CancelPlan& plan) {
-  if (plan.cluster > 0) {
-    return plan.threads == 256 ? reinterpret_cast<const void*>(&CancelInCluster<256>)
-                               : reinterpret_cast<const void*>(&CancelInCluster<512>);
-  }
-  return plan.rows_per_thread == 1
-             ? reinterpret_cast<const void*>(&CancelInGrid<kCancelPanel, 1>)
-             : reinterpret_cast<const void*>(&CancelInGrid<kTallPanel, kTallRows>);
+  int64_t rows_of_block() const { return int64_t{threads} * rows_of_thread; }
+};
+
+template <int kColumns, int kRows, int kThreads>
+Shape ClusterShape() {
+  return {kThreads, kRows, kColumns,
+          reinterpret_cast<const void*>(&CancelInCluster<kColumns, kRows, kThreads>)};
+}
+
+template <int kColumns, int kRows>
+Shape GridShape() {
+  return {kGridThreads, kRows, kColumns,
+          reinterpret_cast<const void*>(&CancelInGrid<kColumns, kRows>)};
 }
 
 cudaLaunchConfig_t ConfigOf(const CancelPlan& plan, cudaStream_t stream,
@@ -262,12 +353,13 @@ cudaLaunchConfig_t ConfigOf(const CancelPlan& plan, cudaStream_t stream,
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
   config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
   config.stream = stream;
   config.attrs = attribute;
   config.numAttrs = 1;
-  if (plan.cluster > 0) {
+  if (plan.cluster) {
     attribute->id = cudaLaunchAttributeClusterDimension;
-    attribute->val.clusterDim.x = static_cast<unsigned>(plan.cluster);
+    attribute->val.clusterDim.x = static_cast<unsigned>(plan.blocks);
     attribute->val.clusterDim.y = 1;
     attribute->val.clusterDim.z = 1;
   } else {
@@ -277,62 +369,70 @@ cudaLaunchConfig_t ConfigOf(const CancelPlan& plan, cudaStream_t stream,
   return config;
 }
 
-// One cluster for all rows; no blocks where the rows or the device do not allow it.
-CancelPlan PlanCluster(int64_t rows) {
-  CancelPlan plan = {.rows_per_thread = 1, .panel = kCancelPanel};
-  plan.threads = rows <= 256 * kMaxCluster ? 256 : 512;
-  if (rows > int64_t{plan.threads} * kMaxCluster) return plan;
-  plan.cluster = 1;
-  while (int64_t{plan.cluster} * plan.threads < rows) plan.cluster *= 2;
-  if (cudaFuncSetAttribute(KernelOf(plan), cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
-      cudaSuccess) {
-    plan.blocks = plan.cluster;
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = ConfigOf(plan, nullptr, &attribute);
-    int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, KernelOf(plan), &config) == cudaSuccess &&
-        clusters > 0) {
-      return plan;
-    }
-    plan.blocks = 0;
-  }
-  cudaGetLastError();
-  plan.cluster = 0;
-  return plan;
-}
-
-cudaError_t PlanGrid(int multiprocessors, int64_t rows, CancelPlan* plan) {
-  for (const int rows_per_thread : {1, kTallRows}) {
-    *plan = {.threads = kGridThreads,
-             .rows_per_thread = rows_per_thread,
-             .panel = rows_per_thread == 1 ? kCancelPanel : kTallPanel};
-    int resident = 0;
-    const cudaError_t code =
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, KernelOf(*plan), plan->threads, 0);
-    if (code != cudaSuccess) return code;
-    const int64_t of_block = int64_t{plan->threads} * rows_per_thread;
-    const int64_t blocks = (rows + of_block - 1) / of_block;
-    if (blocks > int64_t{resident} * multiprocessors) continue;
-    plan->blocks = static_cast<int>(std::max<int64_t>(blocks, 1));
-    return cudaSuccess;
-  }
-  return cudaSuccess;
+// Whether the device runs one cluster of this plan at all.
+bool Fits(const CancelPlan& plan) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = ConfigOf(plan, nullptr, &attribute);
+  int clusters = 0;
+  const bool fits =
+      cudaFuncSetAttribute(plan.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+          cudaSuccess &&
+      cudaFuncSetAttribute(plan.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           plan.shared_bytes) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&clusters, plan.kernel, &config) == cudaSuccess &&
+      clusters > 0;
+  if (!fits) cudaGetLastError();
+  return fits;
 }
 
 }  // namespace
 
-cudaError_t PlanCancellation(int device, int64_t rows, CancelPlan* plan) {
+bool PlanClusterCancellation(int device, int64_t rows, CancelPlan* plan) {
   int major = 0;
-  cudaError_t code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (code != cudaSuccess) return code;
-  if (major >= 9) {
-    *plan = PlanCluster(rows);
-    if (plan->blocks > 0) return cudaSuccess;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
   }
+  if (major < 9) return false;
+  for (const Shape& shape : {ClusterShape<32, 2, 128>(), ClusterShape<32, 2, 256>(),
+                             ClusterShape<16, 4, 256>(), ClusterShape<8, 4, 512>()}) {
+    if (rows > shape.rows_of_block() * kMaxCluster) continue;
+    *plan = {.cluster = true,
+             .blocks = 1,
+             .threads = shape.threads,
+             .panel = shape.columns,
+             .shared_bytes = 0,
+             .kernel = shape.kernel};
+    while (plan->blocks * shape.rows_of_block() < rows) plan->blocks *= 2;
+    plan->shared_bytes = static_cast<int>(sizeof(IntegerPair)) * shape.columns * plan->blocks *
+                         (shape.threads / kWarp);
+    return Fits(*plan);
+  }
+  return false;
+}
+
+cudaError_t PlanGridCancellation(int device, int64_t rows, CancelPlan* plan) {
   int multiprocessors = 0;
-  code = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaError_t code =
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (code != cudaSuccess) return code;
-  return PlanGrid(multiprocessors, rows, plan);
+  *plan = CancelPlan();
+  for (const Shape& shape : {GridShape<32, 1>(), GridShape<4, 8>()}) {
+    int resident = 0;
+    code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, shape.kernel, shape.threads, 0);
+    if (code != cudaSuccess) return code;
+    const int64_t blocks =
+        std::max<int64_t>((rows + shape.rows_of_block() - 1) / shape.rows_of_block(), 1);
+    if (blocks > int64_t{resident} * multiprocessors) continue;
+    *plan = {.cluster = false,
+             .blocks = static_cast<int>(blocks),
+             .threads = shape.threads,
+             .panel = shape.columns,
+             .shared_bytes = 0,
+             .kernel = shape.kernel};
+    return cudaSuccess;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t LaunchCancelPanel(cudaStream_t stream, const CancelPlan& plan,
@@ -341,7 +441,7 @@ cudaError_t LaunchCancelPanel(cudaStream_t stream, const CancelPlan& plan,
   const cudaLaunchConfig_t config = ConfigOf(plan, stream, &attribute);
   CancelPanel argument = panel;
   void* arguments[] = {&argument};
-  const cudaError_t code = cudaLaunchKernelExC(&config, KernelOf(plan), arguments);
+  const cudaError_t code = cudaLaunchKernelExC(&config, plan.kernel, arguments);
   return code == cudaSuccess ? cudaGetLastError() : code;
 }
 
