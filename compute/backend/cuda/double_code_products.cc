@@ -16,7 +16,7 @@ class DoubleCodeProducts final : public CodeProducts {
         cols_(codes.dim(0)),
         codes_(DeviceData<int32_t>(codes)) {}
 
-  absl::Status Gram(const double* weight, double* gram) override {
+  absl::Status Gram(const double* weight, double /*largest_weight*/, double* gram) override {
     auto scaled = DeviceBuffer<double>::Allocate(stream_, rows_ * cols_);
     if (!scaled.ok()) return scaled.status();
     absl::Status status = ToStatus(

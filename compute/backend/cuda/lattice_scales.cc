@@ -33,14 +33,14 @@ double Mean(const std::vector<double>& values) {
 class Fit {
  public:
   Fit(CudaStream& stream, const LatticeProblem& problem, const DeviceTensor& codes,
-      const std::vector<double>& spacing)
+      const std::vector<double>& spacing, std::unique_ptr<CodeProducts> products)
       : stream_(stream),
         problem_(problem),
         spacing_(spacing),
         rows_(codes.dim(1)),
         cols_(codes.dim(0)),
         codes_(DeviceData<int32_t>(codes)),
-        products_(NewDoubleCodeProducts(stream, codes)) {}
+        products_(std::move(products)) {}
 
   absl::StatusOr<LatticeScales> Alternate(const std::vector<double>& gamma) {
     LatticeScales scales = {.row = std::vector<double>(rows_, 1.0), .column = gamma};
@@ -179,7 +179,8 @@ class Fit {
     for (const double t : row) squares.push_back(t * t);
     const auto weight = Upload<double>(stream_, squares);
     if (!weight.ok()) return weight.status();
-    absl::Status status = products_->Gram(weight->data(), normal.data);
+    absl::Status status = products_->Gram(
+        weight->data(), *std::max_element(squares.begin(), squares.end()), normal.data);
     if (status.ok()) {
       status = ToStatus(LaunchScaleLower(stream_.get(), cols_, spacing,
                                          DeviceData<double>(problem_.moment_hat), normal.data),
@@ -226,8 +227,10 @@ absl::StatusOr<LatticeScales> CudaFitLatticeScales(CudaStream& stream,
                                                    const LatticeProblem& problem,
                                                    const LatticeCodes& codes,
                                                    const std::vector<double>& spacing) {
+  absl::StatusOr<std::unique_ptr<CodeProducts>> products = NewCodeProducts(stream, codes.codes);
+  if (!products.ok()) return products.status();
   absl::StatusOr<LatticeScales> scales =
-      Fit(stream, problem, codes.codes, spacing).Alternate(codes.gamma);
+      Fit(stream, problem, codes.codes, spacing, *std::move(products)).Alternate(codes.gamma);
   if (!scales.ok()) return scales.status();
   for (size_t i = 0; i < spacing.size(); ++i) scales->column[i] *= spacing[i];
   return scales;
@@ -237,7 +240,9 @@ absl::StatusOr<std::vector<double>> CudaFitRowScales(CudaStream& stream,
                                                      const LatticeProblem& problem,
                                                      const DeviceTensor& codes,
                                                      const std::vector<double>& column_scale) {
-  return Fit(stream, problem, codes, column_scale).Rows();
+  absl::StatusOr<std::unique_ptr<CodeProducts>> products = NewCodeProducts(stream, codes);
+  if (!products.ok()) return products.status();
+  return Fit(stream, problem, codes, column_scale, *std::move(products)).Rows();
 }
 
 }  // namespace quantd::compute
