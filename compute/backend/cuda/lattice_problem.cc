@@ -56,12 +56,39 @@ class Preparation {
         "correlating the weight");
   }
 
+  // to = from L, or from L^T: half the work of a product with M.
+  absl::Status MultiplyByFactor(const double* from, bool transposed, double* to) {
+    const double one = 1.0;
+    return ToStatus(cublasDtrmm_64(stream_.blas(), CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER,
+                                   transposed ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT,
+                                   rows_, cols_, &one, DeviceData<double>(inputs_.factor.lower),
+                                   cols_, from, rows_, to, rows_),
+                    "multiplying by the factor");
+  }
+
+  // W M = W L L^T - added W.
+  absl::Status CorrelateByFactor() {
+    absl::Status status = MultiplyByFactor(weight_.data(), /*transposed=*/false, target_.data);
+    if (status.ok()) {
+      status = MultiplyByFactor(target_.data, /*transposed=*/true, correlation_.data);
+    }
+    if (!status.ok()) return status;
+    return ToStatus(LaunchAddScaled(stream_.get(), size(), correlation_.data, -inputs_.factor.added,
+                                    weight_.data(), correlation_.data),
+                    "undamping the correlation");
+  }
+
   // K = W Mx + residual, and tr(W M W^T).
   absl::Status Correlate() {
     auto correlation = NewDoubles(stream_, {cols_, rows_});
     if (!correlation.ok()) return correlation.status();
     correlation_ = *std::move(correlation);
-    absl::Status status = Multiply(inputs_.moment, correlation_.data);
+    auto target = NewDoubles(stream_, {cols_, rows_});
+    if (!target.ok()) return target.status();
+    target_ = *std::move(target);
+    // Without drift the factor is M's.
+    absl::Status status = inputs_.moment_hat.empty() ? CorrelateByFactor()
+                                                     : Multiply(inputs_.moment, correlation_.data);
     if (status.ok()) status = MeasureEnergy();
     if (status.ok() && !inputs_.cross.empty()) status = Multiply(inputs_.cross, correlation_.data);
     if (status.ok() && !inputs_.residual.empty()) {
@@ -83,19 +110,11 @@ class Preparation {
   }
 
   absl::Status Target() {
-    auto target = NewDoubles(stream_, {cols_, rows_});
-    if (!target.ok()) return target.status();
-    target_ = *std::move(target);
+    if (inputs_.moment_hat.empty() && inputs_.cross.empty() && inputs_.residual.empty()) {
+      return absl::OkStatus();  // W L, on the way to K
+    }
     const double* const lower = DeviceData<double>(inputs_.factor.lower);
     const double one = 1.0;
-    const bool drifts =
-        !inputs_.moment_hat.empty() || !inputs_.cross.empty() || !inputs_.residual.empty();
-    if (!drifts) {
-      return ToStatus(cublasDtrmm_64(stream_.blas(), CUBLAS_SIDE_RIGHT, CUBLAS_FILL_MODE_UPPER,
-                                     CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT, rows_, cols_, &one, lower,
-                                     cols_, weight_.data(), rows_, target_.data, rows_),
-                      "computing the target");
-    }
     absl::Status status =
         ToStatus(LaunchAddScaled(stream_.get(), size(), correlation_.data, inputs_.factor.added,
                                  weight_.data(), target_.data),

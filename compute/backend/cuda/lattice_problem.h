@@ -9,8 +9,8 @@
 
 namespace quantd::compute {
 
-// Backend::PrepareLattice in float64. Without drift and residual the target is W L, which is (K +
-// added W) L^-T without the triangular solve.
+// Backend::PrepareLattice in float64. Without drift all comes from the factor: K = W L L^T - added
+// W, and without a residual the target is W L.
 absl::StatusOr<LatticeProblem> CudaPrepareLattice(CudaStream& stream, const LatticeInputs& inputs);
 
 absl::StatusOr<DeviceTensor> CudaDecodeLattice(CudaStream& stream, const DeviceTensor& codes,
