@@ -256,19 +256,26 @@ absl::Span<const int32_t> LatticeWeight::codes() const {
   return codes_;
 }
 
-absl::StatusOr<CodedIntegers> LatticeWeight::Code(int64_t first, int64_t rows) const {
+const CodedIntegers* LatticeWeight::FindCoded(int64_t first, int64_t rows) const {
   int64_t begin = 0;
   for (const CodedRows& each : coded_) {
-    if (begin == first && each.rows == rows) return each.coded;
+    if (begin == first && each.rows == rows) return &each.coded;
     begin += each.rows;
   }
-  const int64_t live = live_cols();
-  return EncodeIntegers(codes().subspan(first * live, rows * live), live);
+  return nullptr;
 }
 
 absl::StatusOr<std::vector<NamedTensor>> LatticeWeight::Pack(int64_t first, int64_t rows) const {
-  const absl::StatusOr<CodedIntegers> coded = Code(first, rows);
-  if (!coded.ok()) return coded.status();
+  const CodedIntegers* coded = FindCoded(first, rows);
+  CodedIntegers made;
+  if (coded == nullptr) {
+    const int64_t live = live_cols();
+    absl::StatusOr<CodedIntegers> encoded =
+        EncodeIntegers(codes().subspan(first * live, rows * live), live);
+    if (!encoded.ok()) return encoded.status();
+    made = *std::move(encoded);
+    coded = &made;
+  }
   std::vector<NamedTensor> tensors;
   absl::Status status;
   const auto add = [&](const char* name, absl::StatusOr<Tensor> tensor) {

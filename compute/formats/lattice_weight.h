@@ -69,8 +69,8 @@ class LatticeWeight final : public EncodedWeight {
 
  private:
   LatticeWeight() = default;
-  // The entropy code of rows [first, first + rows).
-  absl::StatusOr<CodedIntegers> Code(int64_t first, int64_t rows) const;
+  // The code that came for rows [first, first + rows); null for none.
+  const CodedIntegers* FindCoded(int64_t first, int64_t rows) const;
 
   mutable std::vector<int32_t> codes_;  // of a weight that came coded: written once
   mutable std::once_flag decoded_;

@@ -398,6 +398,35 @@ TEST_F(LatticeErrorTest, SpacingsThatCannotBeAreRefused) {
             absl::StatusCode::kOutOfRange);
 }
 
+TEST_F(LatticeErrorTest, CodesAreCountedAndEncodedByLayer) {
+  constexpr int64_t kRows = 70;
+  constexpr int64_t kCols = 40;
+  const MomentFactor factor =
+      backend_->FactorMoment(*stream_, Upload({kCols, kCols}, Moment(kCols, 3, 1.0)), 0.0).value();
+  const DeviceTensor codes =
+      backend_
+          ->CancelSuccessively(*stream_, factor,
+                               Upload({kCols, kRows}, NormalValues(kCols * kRows, 4)), 0.1)
+          .value()
+          .codes;
+  const Tensor host = backend_->Download(*stream_, codes).value();
+  constexpr int64_t kFirst = 20;
+  std::vector<int32_t> rows;
+  for (int64_t r = kFirst; r < kRows; ++r) {
+    for (int64_t c = 0; c < kCols; ++c) rows.push_back(host.as<int32_t>()[c * kRows + r]);
+  }
+  const CodeCounts want = CountTokens(rows, kCols);
+  const CodeCounts got = backend_->CountCodes(*stream_, codes, kFirst, kRows - kFirst).value();
+  EXPECT_EQ(got.values, want.values);
+  EXPECT_EQ(got.bin_of_column, want.bin_of_column);
+  EXPECT_EQ(got.of_bin, want.of_bin);
+  const CodedIntegers coded =
+      backend_->EncodeCodes(*stream_, codes, kFirst, kRows - kFirst, ChooseModel(got)).value();
+  EXPECT_EQ(DecodeIntegers(coded, kRows - kFirst, kCols).value(), rows);
+  EXPECT_THAT(backend_->CountCodes(*stream_, codes, kFirst, kRows).status().message(),
+              HasSubstr("codes: expected rows of 70; got [20, 90)"));
+}
+
 TEST_F(LatticeErrorTest, DeadColumnsDecodeToZero) {
   const MomentFactor factor =
       backend_->FactorMoment(*stream_, Upload({2, 2}, {1, 0, 0, 1}), 0.0).value();

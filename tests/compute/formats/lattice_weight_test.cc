@@ -99,6 +99,35 @@ TEST(LatticeWeight, ARangeOfRowsDecodesAlone) {
             std::vector<double>(whole.begin() + 10 * kCols, whole.begin() + 30 * kCols));
 }
 
+// A method that has its codes encoded already hands them over so, layer by layer.
+TEST(LatticeWeight, CodedRowsAreTheSameWeight) {
+  const auto weight = Created(SomeParts({5}));
+  LatticeWeight::Parts parts = SomeParts({5});
+  constexpr int64_t kFirst = 20;
+  constexpr int64_t kLive = kCols - 1;
+  const absl::Span<const int32_t> codes = parts.codes;
+  for (const absl::Span<const int32_t> layer :
+       {codes.subspan(0, kFirst * kLive), codes.subspan(kFirst * kLive)}) {
+    parts.coded.push_back({.rows = static_cast<int64_t>(layer.size()) / kLive,
+                           .coded = EncodeIntegers(layer, kLive).value()});
+  }
+  parts.codes.clear();
+  const auto coded = Created(parts);
+  for (const auto& [first, rows] :
+       std::vector<std::pair<int64_t, int64_t>>{{0, kFirst}, {kFirst, kRows - kFirst}, {3, 9}}) {
+    auto want = weight->Pack(first, rows).value();
+    auto got = coded->Pack(first, rows).value();
+    for (const NamedTensor& named : want) {
+      EXPECT_EQ(Find(got, named.name).bytes(), named.tensor.bytes()) << named.name;
+    }
+  }
+  EXPECT_EQ(coded->codes(), weight->codes());
+  EXPECT_EQ(Dequantized(*coded), Dequantized(*weight));
+  parts.coded.pop_back();
+  EXPECT_THAT(LatticeWeight::Create(std::move(parts)).status().message(),
+              HasSubstr("coded rows: expected 37 elements; got 20"));
+}
+
 TEST(LatticeWeight, KeepsItsPrecisionAtAnyScale) {
   for (const double scale : {1e-30, 1e-12, 1.0, 1e12, 1e30}) {
     const LatticeWeight::Parts parts = SomeParts({}, scale);

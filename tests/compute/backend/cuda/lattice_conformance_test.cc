@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "compute/formats/lattice_weight.h"
 #include "compute/formats/safetensors.h"
+#include "compute/stages/watersic.h"
 #include "tests/compute/backend/cuda/cuda_test.h"
 
 namespace quantd::compute {
@@ -265,6 +267,37 @@ TEST_F(CudaLatticeTest, CancelledStreamsStop) {
           .status()
           .code(),
       absl::StatusCode::kCancelled);
+}
+
+// The whole method: as long as no code differs, the search takes the same steps and the stored
+// codes are the same bytes.
+TEST_F(CudaLatticeTest, WaterSicStoresTheSameCodes) {
+  const Layer layer = PlainLayer(320, 96, 31);
+  const auto solve = [&](Side& side) {
+    LayerProblem problem;
+    problem.weight = side.Upload(layer.weight);
+    problem.full_moment = side.Upload(layer.moment);
+    problem.layer_rows = {200, 120};
+    problem.recipe =
+        ResolveRecipe(
+            {.format = Format::kEntropyCoded, .method = Method::kWaterSic, .rate_bits = 3.0})
+            .value();
+    return WaterSicMethod()
+        .Solve(*side.backend, *side.stream, problem, [](absl::string_view) {})
+        .value();
+  };
+  const LayerSolution want = solve(cpu_);
+  const LayerSolution got = solve(cuda_);
+  EXPECT_LE(RelativeDistance(cuda_.Values(got.dequantized), cpu_.Values(want.dequantized)), 2e-3);
+  EXPECT_THAT(got.entropy_bits, Pointwise(DoubleNear(1e-9), want.entropy_bits));
+  for (const auto& [first, rows] : std::vector<std::pair<int64_t, int64_t>>{{0, 200}, {200, 120}}) {
+    const auto stored = want.encoded->Pack(first, rows).value();
+    const auto packed = got.encoded->Pack(first, rows).value();
+    for (size_t i = 0; i < stored.size(); ++i) {
+      if (stored[i].name.substr(0, 2) != "z_") continue;
+      EXPECT_EQ(packed[i].tensor.bytes(), stored[i].tensor.bytes()) << stored[i].name;
+    }
+  }
 }
 
 // --- golden data -------------------------------------------------------------------------------
