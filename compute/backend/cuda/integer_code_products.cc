@@ -10,17 +10,16 @@ namespace quantd::compute {
 namespace {
 
 constexpr int64_t kAlignment = 16;     // of rows and columns that 8-bit tensor cores read
-constexpr int64_t kPanel = 2048;       // rows of a product at one time
+constexpr int64_t kPanel = 1024;       // rows of a product at one time
 constexpr int64_t kMaxSize = 1 << 17;  // sums of this many products of digits fit 32 bits
 constexpr int kLargestOneDigit = 127;
 constexpr int kLargestTwoDigits = 127 * kDigitBase + kDigitBase / 2 - 1;
 
 int64_t Padded(int64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Codes are one or two exact digits; weights and moments have four, each within 2^-28 of the
-// largest of its row. What that moves: a row's energy and an entry of the Gram matrix by less than
-// 1e-7 of themselves, as errors have random signs, and with them the scales; the loss at its
-// minimum only by the square of that.
+// Codes are one or two exact digits; weights and moments have six, each within 2^-42 of the
+// largest of its row. Four would do for the loss, but not for the scales: where columns are nearly
+// dependent, the normal matrix amplifies 2^-28 to 1e-4.
 class IntegerCodeProducts final : public CodeProducts {
  public:
   IntegerCodeProducts(CudaStream& stream, const DeviceTensor& codes)

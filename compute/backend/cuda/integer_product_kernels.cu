@@ -9,25 +9,31 @@ constexpr int kThreads = 256;
 constexpr int kSquare = 32;
 constexpr int kSquareRows = 8;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kFractionBits = 27;
+constexpr int kFractionBits = 41;
 
 unsigned CeilDiv(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
 
 // The lowest digit of q, which is left without it.
-__device__ int TakeDigit(int& q) {
-  const int digit = ((q + kDigitBase / 2) & (kDigitBase - 1)) - kDigitBase / 2;
+template <typename Integer>
+__device__ int TakeDigit(Integer& q) {
+  const int digit = static_cast<int>((q + kDigitBase / 2) & (kDigitBase - 1)) - kDigitBase / 2;
   q = (q - digit) / kDigitBase;
   return digit;
 }
 
-__device__ int64_t Sum(const int32_t* products, int64_t at, int64_t stride) {
-  int64_t sum = 0;
-#pragma unroll
-  for (int k = kFractionDigits - 1; k >= 0; --k) sum = sum * kDigitBase + products[at + k * stride];
-  return sum;
+// Three digits fit 64 bits, whatever 32 bits they were summed up in.
+__device__ double SumDigits(const int32_t* products, int64_t at, int64_t stride) {
+  static_assert(kFractionDigits == 6);
+  const auto three = [&](int first) {
+    const int64_t high = products[at + (first + 2) * stride];
+    const int64_t middle = products[at + (first + 1) * stride];
+    return static_cast<double>((high * kDigitBase + middle) * kDigitBase +
+                               products[at + first * stride]);
+  };
+  return three(3) * (kDigitBase * kDigitBase * kDigitBase) + three(0);
 }
 
-// The power of two that brings `largest` to [2^26, 2^27); 0 for 0.
+// The power of two that brings `largest` to [2^40, 2^41); 0 for 0.
 __device__ double UnitsFor(double largest) {
   if (!(largest > 0.0)) return 0.0;
   int exponent = 0;
@@ -98,10 +104,10 @@ __global__ void SplitByRowKernel(int64_t rows, int64_t cols, const int32_t* code
 }
 
 __device__ void StoreDigits(double scaled, int64_t at, int64_t stride, int8_t* to) {
-  int q = __double2int_rn(scaled);
+  long long q = __double2ll_rn(scaled);
 #pragma unroll
   for (int k = 0; k < kFractionDigits; ++k) {
-    const int digit = k + 1 < kFractionDigits ? TakeDigit(q) : q;
+    const int digit = k + 1 < kFractionDigits ? TakeDigit(q) : static_cast<int>(q);
     to[at + k * stride] = static_cast<int8_t>(digit);
   }
 }
@@ -161,7 +167,7 @@ __global__ void CombineGramKernel(int64_t size, const int32_t* products, const d
   const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
     if (j > first + i) continue;
-    const auto sum = static_cast<double>(Sum(products, i * pitch + j, padded_count * pitch));
+    const double sum = SumDigits(products, i * pitch + j, padded_count * pitch);
     double* const to = gram + (first + i) * size + j;
     *to = (add ? *to : 0.0) + factor * units[i] * sum;
   }
@@ -175,7 +181,7 @@ __global__ void CombineEnergiesKernel(int64_t rows, const int32_t* codes, const 
   if (r >= rows) return;
   double sum = 0.0;
   for (int64_t i = blockIdx.y; i < count; i += kEnergySlices) {
-    const auto product = static_cast<double>(Sum(products, i * pitch + r, padded_count * pitch));
+    const double product = SumDigits(products, i * pitch + r, padded_count * pitch);
     sum += units[i] * codes[(first + i) * rows + r] * product;
   }
   partial[blockIdx.y * rows + r] += factor * sum;

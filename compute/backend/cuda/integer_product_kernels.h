@@ -11,8 +11,8 @@
 namespace quantd::compute {
 
 inline constexpr int kDigitBase = 128;
-// Digits of what is not an integer: 28 bits of the largest number of its row.
-inline constexpr int kFractionDigits = 4;
+// Digits of what is not an integer: 42 bits of the largest number of its row.
+inline constexpr int kFractionDigits = 6;
 
 // largest[c] = the largest magnitude in column c.
 cudaError_t LaunchLargestCodes(cudaStream_t stream, int64_t rows, int64_t cols,
@@ -29,7 +29,7 @@ cudaError_t LaunchSplitCodesByRow(cudaStream_t stream, int64_t rows, int64_t col
 
 // Digit k of weight[r] code(first + i, r) 2^f_i at to[(k * padded_count + i) * pitch + r] for i <
 // count, zeros to padded_count; units[i] = 2^-f_i brings the column's largest number, at most
-// `largest_weight` largest[c], below 2^27.
+// `largest_weight` largest[c], below 2^41.
 cudaError_t LaunchSplitWeightedCodes(cudaStream_t stream, int64_t rows, const int32_t* codes,
                                      const double* weight, double largest_weight,
                                      const int* largest, int64_t first, int64_t count,
