@@ -33,12 +33,32 @@ absl::Status ForEachPanel(int64_t cols, const Add& add) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<int> ReadAttribute(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  absl::Status status =
+      ToStatus(cudaDeviceGetAttribute(&value, attribute, device), "reading the CUDA device");
+  if (!status.ok()) return status;
+  return value;
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaGramSum>> CudaGramSum::Create(CudaStream& stream, int64_t cols,
+absl::StatusOr<CudaGramSum::Products> CudaGramSum::ChooseProducts(int device) {
+  absl::StatusOr<int> major = ReadAttribute(device, cudaDevAttrComputeCapabilityMajor);
+  if (!major.ok()) return major.status();
+  absl::StatusOr<int> minor = ReadAttribute(device, cudaDevAttrComputeCapabilityMinor);
+  if (!minor.ok()) return minor.status();
+  return IsGramHopper(*major, *minor) ? Products::kHopper : Products::kBlas;
+}
+
+absl::StatusOr<std::unique_ptr<CudaGramSum>> CudaGramSum::Create(CudaStream& stream,
+                                                                 Products products, int64_t cols,
                                                                  const std::vector<double>& start) {
-  std::unique_ptr<CudaGramSum> sum(new CudaGramSum(stream, cols));
-  if (absl::Status status = sum->ReadDevice(); !status.ok()) return status;
+  std::unique_ptr<CudaGramSum> sum(new CudaGramSum(stream, products, cols));
+  absl::StatusOr<int> multiprocessors =
+      ReadAttribute(stream.device(), cudaDevAttrMultiProcessorCount);
+  if (!multiprocessors.ok()) return multiprocessors.status();
+  sum->multiprocessors_ = *multiprocessors;
   if (absl::Status status = sum->Load(start); !status.ok()) return status;
   const std::vector<GramPair> pairs = GramPairs(GramTilesASide(cols));
   absl::StatusOr<DeviceBuffer<GramPair>> uploaded = Upload(stream, absl::MakeConstSpan(pairs));
@@ -46,20 +66,6 @@ absl::StatusOr<std::unique_ptr<CudaGramSum>> CudaGramSum::Create(CudaStream& str
   sum->pairs_ = *std::move(uploaded);
   sum->pair_count_ = static_cast<int>(pairs.size());
   return sum;
-}
-
-absl::Status CudaGramSum::ReadDevice() {
-  const auto read = [&](cudaDeviceAttr attribute, int* value) {
-    return ToStatus(cudaDeviceGetAttribute(value, attribute, stream_.device()),
-                    "reading the CUDA device");
-  };
-  int major = 0;
-  int minor = 0;
-  absl::Status status = read(cudaDevAttrComputeCapabilityMajor, &major);
-  if (status.ok()) status = read(cudaDevAttrComputeCapabilityMinor, &minor);
-  if (status.ok()) status = read(cudaDevAttrMultiProcessorCount, &multiprocessors_);
-  is_hopper_ = IsGramHopper(major, minor);
-  return status;
 }
 
 absl::Status CudaGramSum::Load(const std::vector<double>& start) {
@@ -98,7 +104,7 @@ absl::Status CudaGramSum::AddNarrow(const uint16_t* rows, int64_t slices) {
                                                       rows, squares->data(), diagonal_.data()),
                                  "adding squares");
   if (!status.ok()) return status;
-  if (!is_hopper_) return AddNarrowByPanels(rows, slices);
+  if (products_ == Products::kBlas) return AddNarrowByPanels(rows, slices);
   return ToStatus(LaunchAddGramHopper(stream_.get(), multiprocessors_, pairs_.data(), pair_count_,
                                       cols_, PitchOf(cols_), slices, rows, sum_.data()),
                   "adding products");

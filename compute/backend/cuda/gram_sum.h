@@ -17,8 +17,15 @@ namespace quantd::compute {
 // bits do not depend on how many a call gets; they are the same on devices of one kind.
 class CudaGramSum {
  public:
-  // `start`: cols x cols, the sum to go on from. `stream` must outlive it.
-  static absl::StatusOr<std::unique_ptr<CudaGramSum>> Create(CudaStream& stream, int64_t cols,
+  // What multiplies slices of bfloat16: cuBLAS anywhere, or the kernel of gram_hopper.h.
+  enum class Products { kBlas, kHopper };
+  // The fastest on this device.
+  static absl::StatusOr<Products> ChooseProducts(int device);
+
+  // `start`: cols x cols, the sum to go on from. `stream` must outlive it. RESOURCE_EXHAUSTED where
+  // the device has no memory for the sum.
+  static absl::StatusOr<std::unique_ptr<CudaGramSum>> Create(CudaStream& stream, Products products,
+                                                             int64_t cols,
                                                              const std::vector<double>& start);
 
   // Elements from one row of bfloat16 to the next, for AddNarrow.
@@ -33,15 +40,15 @@ class CudaGramSum {
   absl::StatusOr<std::vector<double>> Sum();
 
  private:
-  CudaGramSum(CudaStream& stream, int64_t cols) : stream_(stream), cols_(cols) {}
+  CudaGramSum(CudaStream& stream, Products products, int64_t cols)
+      : stream_(stream), products_(products), cols_(cols) {}
 
   absl::Status Load(const std::vector<double>& start);
-  absl::Status ReadDevice();
   absl::Status AddNarrowByPanels(const uint16_t* rows, int64_t slices);
 
   CudaStream& stream_;
+  const Products products_;
   const int64_t cols_;
-  bool is_hopper_ = false;
   int multiprocessors_ = 0;
   int pair_count_ = 0;
   DeviceBuffer<GramPair> pairs_;

@@ -247,8 +247,10 @@ absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaFullSum(int device, WorkerPool&
                                                          const std::vector<double>& start) {
   absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
   if (!transfer.ok()) return transfer.status();
+  absl::StatusOr<CudaGramSum::Products> products = CudaGramSum::ChooseProducts(device);
+  if (!products.ok()) return products.status();
   absl::StatusOr<std::unique_ptr<CudaGramSum>> sum =
-      CudaGramSum::Create((*transfer)->compute(), cols, start);
+      CudaGramSum::Create((*transfer)->compute(), *products, cols, start);
   if (!sum.ok()) return sum.status();
   return std::make_unique<CudaFullSum>(*std::move(transfer), pool, cols, *std::move(sum));
 }
