@@ -52,8 +52,14 @@ struct Ring {
   __device__ uint32_t empty_barrier(int i) const { return empty + i * 8; }
 };
 
-__device__ int OwnTile(const GramPair& pair, uint32_t rank) {
-  return pair.own[rank] < 0 ? pair.own[0] : pair.own[rank];
+// -1: none.
+__device__ __forceinline__ int OwnTile(const GramPair& pair, uint32_t rank) {
+  return rank == 0 ? pair.own[0] : pair.own[1];
+}
+// The tile whose columns are loaded in any case: the other block waits for its half of the stage.
+__device__ __forceinline__ int LoadedTile(const GramPair& pair, uint32_t rank) {
+  const int own = OwnTile(pair, rank);
+  return own < 0 ? pair.own[0] : own;
 }
 
 // One thread.
@@ -62,7 +68,7 @@ __device__ void Load(const Ring& ring, const CUtensorMap& rows, const GramPair* 
   Place place;
   for (int p = blockIdx.x / kClusterBlocks; p < pair_count; p += gridDim.x / kClusterBlocks) {
     const GramPair pair = pairs[p];
-    const int own = OwnTile(pair, rank) * kGramTile;
+    const int own = LoadedTile(pair, rank) * kGramTile;
     const int half = static_cast<int>(rank) * kBoxColumns;
     for (int k = 0; k < stages; ++k, place.Next()) {
       const uint32_t to = ring.stage(place.stage());
@@ -120,8 +126,7 @@ __device__ void Multiply(const Ring& ring, const GramPair* pairs, int pair_count
   Place place;
   for (int p = blockIdx.x / kClusterBlocks; p < pair_count; p += gridDim.x / kClusterBlocks) {
     const GramPair pair = pairs[p];
-    const int own = OwnTile(pair, rank);
-    const bool active = pair.own[rank] >= 0;
+    const int own = LoadedTile(pair, rank);
     double2* const tile =
         reinterpret_cast<double2*>(
             sum + GramTileIndex(max(own, pair.shared), min(own, pair.shared)) * kGramTileElements) +
@@ -138,7 +143,7 @@ __device__ void Multiply(const Ring& ring, const GramPair* pairs, int pair_count
         totals[i].y += static_cast<double>(sums[2 * i + 1]);
       }
     }
-    if (!active) continue;
+    if (OwnTile(pair, rank) < 0) continue;
 #pragma unroll
     for (int i = 0; i < 32; ++i) tile[i * kWarpgroup] = totals[i];
   }
