@@ -1,104 +1,16 @@
 #include "compute/backend/token_accumulator.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <new>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "compute/backend/token_chunk.h"
 
 namespace quantd::compute {
 namespace {
-
-constexpr int64_t kCheckGrain = int64_t{1} << 16;  // elements a thread looks at at a time
-
-int64_t FindBeyondFloat(const std::byte* data, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    double value;
-    std::memcpy(&value, data + i * 8, 8);
-    if (std::abs(value) > std::numeric_limits<float>::max()) return i;
-  }
-  return -1;
-}
-
-// The first element of `count` that `find` (of a piece; -1 for none) finds, or -1.
-int64_t FindFirst(WorkerPool& pool, DType dtype, const std::byte* data, int64_t count,
-                  absl::FunctionRef<int64_t(const std::byte* data, int64_t count)> find) {
-  std::atomic<int64_t> first{count};
-  pool.ParallelFor(0, count, kCheckGrain, [&](int64_t begin, int64_t end) {
-    const int64_t at = find(data + begin * static_cast<int64_t>(SizeOf(dtype)), end - begin);
-    if (at < 0) return;
-    int64_t least = first.load();
-    while (begin + at < least && !first.compare_exchange_weak(least, begin + at)) {
-    }
-  });
-  return first < count ? first.load() : -1;
-}
-
-// tokens x cols finite elements of `dtype`, whose magnitudes float32 can hold.
-absl::Status CheckRows(WorkerPool& pool, absl::string_view what, int64_t cols, DType dtype,
-                       int64_t tokens, absl::Span<const std::byte> data) {
-  const int64_t row_bytes = cols * static_cast<int64_t>(SizeOf(dtype));
-  const auto size = static_cast<int64_t>(data.size());
-  if (tokens < 1 || size / row_bytes != tokens || size % row_bytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        what, ": expected at least one token and ", row_bytes, " bytes a token (", cols,
-        " columns of ", NameOf(dtype), "); got ", tokens, " tokens in ", size, " bytes"));
-  }
-  int64_t bad = FindFirst(
-      pool, dtype, data.data(), tokens * cols,
-      [&](const std::byte* piece, int64_t count) { return FindNonFinite(dtype, piece, count); });
-  absl::string_view found = "NaN or Inf";
-  if (bad < 0 && dtype == DType::kF64) {
-    bad = FindFirst(pool, dtype, data.data(), tokens * cols, FindBeyondFloat);
-    found = "a magnitude beyond float32";
-  }
-  if (bad < 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(what, ": expected finite values; got ", found,
-                                                 " in row ", bad / cols, ", column ", bad % cols));
-}
-
-absl::Status CheckWeights(int64_t tokens, absl::Span<const float> weights) {
-  if (static_cast<int64_t>(weights.size()) != tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("token weights: expected ", tokens, ", one a token; got ", weights.size()));
-  }
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (std::isfinite(weights[i]) && weights[i] >= 0) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "token weights: expected finite values >= 0; got ", weights[i], " for row ", i));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckChunk(WorkerPool& pool, const MomentSpec& spec, const TokenChunk& chunk) {
-  if (!IsFloat(chunk.dtype)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("activations: expected F64, F32, F16 or BF16; got ", NameOf(chunk.dtype)));
-  }
-  absl::Status status =
-      CheckRows(pool, "activations", spec.cols, chunk.dtype, chunk.tokens, chunk.data);
-  if (!status.ok()) return status;
-  if (spec.kind == MomentKind::kWeighted) {
-    status = CheckWeights(chunk.tokens, chunk.weights);
-  } else if (!chunk.weights.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "token weights: expected none for ", NameOf(spec.kind), "; got ", chunk.weights.size()));
-  }
-  if (!status.ok()) return status;
-  if (spec.is_paired()) {
-    return CheckRows(pool, "paired data", spec.paired_cols, chunk.dtype, chunk.tokens,
-                     chunk.paired);
-  }
-  if (chunk.paired.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("paired data: expected none for ",
-                                                 NameOf(spec.kind), "; got ", chunk.paired.size(),
-                                                 " bytes"));
-}
 
 class TokenAccumulator final : public MomentAccumulator {
  public:
@@ -108,14 +20,16 @@ class TokenAccumulator final : public MomentAccumulator {
   using MomentAccumulator::Add;
   absl::Status Add(absl::string_view key, int64_t first_token, const TokenChunk& chunk) override {
     if (!lost_.ok()) return lost_;
-    if (absl::Status status = CheckChunk(pool_, spec_, chunk); !status.ok()) return status;
-    const bool weighted = spec_.kind == MomentKind::kWeighted;
-    lost_ = weighted ? AppendWeighted(chunk)
-                     : Append(chunk.dtype, chunk.data.data(), chunk.paired.data(), chunk.tokens);
+    if (absl::Status status = CheckChunkShape(spec_, chunk); !status.ok()) return status;
+    absl::StatusOr<ChunkDigest> digest = CheckAndDigestChunk(pool_, spec_, chunk);
+    if (!digest.ok()) return digest.status();
+    lost_ = spec_.kind == MomentKind::kWeighted
+                ? AppendWeighted(chunk)
+                : Append(chunk.dtype, chunk.data.data(), chunk.paired.data(), chunk.tokens);
     if (!lost_.ok()) return lost_;
     Sample(key, first_token, chunk);
     for (const float weight : chunk.weights) moment_.AddWeight(weight);
-    moment_.AddChunkDigest(chunk.data, weighted ? BytesOf(chunk.weights) : chunk.paired);
+    moment_.AddDigest(*digest);
     moment_.AddTokens(chunk.tokens);
     return absl::OkStatus();
   }
@@ -138,10 +52,6 @@ class TokenAccumulator final : public MomentAccumulator {
   }
 
  private:
-  static absl::Span<const std::byte> BytesOf(absl::Span<const float> values) {
-    return {reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(float)};
-  }
-
   absl::Status Append(DType dtype, const std::byte* rows, const std::byte* paired, int64_t count) {
     const int64_t row_bytes = spec_.cols * static_cast<int64_t>(SizeOf(dtype));
     const int64_t paired_bytes = spec_.paired_cols * static_cast<int64_t>(SizeOf(dtype));

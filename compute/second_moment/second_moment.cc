@@ -202,15 +202,15 @@ void SecondMoment::FoldPending() {
   pending_.clear();
 }
 
-void SecondMoment::AddChunkDigest(absl::Span<const std::byte> chunk,
-                                  absl::Span<const std::byte> beside) {
+unsigned __int128 SecondMoment::DigestOf(absl::Span<const std::byte> chunk,
+                                         absl::Span<const std::byte> beside) {
   XXH128_hash_t hash = XXH3_128bits(chunk.data(), chunk.size());
   if (!beside.empty()) {
     // Of both hashes, so that the boundary between the parts counts.
     const XXH128_hash_t both[2] = {hash, XXH3_128bits(beside.data(), beside.size())};
     hash = XXH3_128bits(both, sizeof(both));
   }
-  digest_ += (static_cast<unsigned __int128>(hash.high64) << 64) | hash.low64;
+  return (static_cast<unsigned __int128>(hash.high64) << 64) | hash.low64;
 }
 
 std::string SecondMoment::DigestHex() const {

@@ -105,7 +105,13 @@ class SecondMoment {
   // Digest of the multiset of chunks that went in: the sum modulo 2^128 of the chunks' XXH3-128
   // hashes, so it does not depend on the order or on which stream a chunk came through. `beside`:
   // the chunk's weights or paired data.
-  void AddChunkDigest(absl::Span<const std::byte> chunk, absl::Span<const std::byte> beside = {});
+  void AddChunkDigest(absl::Span<const std::byte> chunk, absl::Span<const std::byte> beside = {}) {
+    AddDigest(DigestOf(chunk, beside));
+  }
+  // The same in two steps, for those who compute the digest beside something else.
+  static unsigned __int128 DigestOf(absl::Span<const std::byte> chunk,
+                                    absl::Span<const std::byte> beside);
+  void AddDigest(unsigned __int128 digest) { digest_ += digest; }
   std::string DigestHex() const;
 
   // Folds what is pending on both sides. INVALID_ARGUMENT where the specs differ.
