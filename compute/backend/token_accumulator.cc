@@ -120,7 +120,7 @@ absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewTokenAccumulator(WorkerPoo
   }
   try {
     absl::StatusOr<SecondMoment> moment =
-        start == nullptr ? SecondMoment::Create(spec) : absl::StatusOr<SecondMoment>(*start);
+        start == nullptr ? SecondMoment::CreateWithoutSum(spec) : absl::StatusOr<SecondMoment>(*start);
     if (!moment.ok()) return moment.status();
     absl::StatusOr<std::unique_ptr<TokenSum>> sum = new_sum(moment->ReleaseSum());
     if (!sum.ok()) return sum.status();

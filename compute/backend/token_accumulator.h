@@ -11,7 +11,7 @@
 
 namespace quantd::compute {
 
-// Makes the device's sum to go on from `start`, which is as SecondMoment::sum().
+// Makes the device's sum to go on from `start`, which is as SecondMoment::sum(), or empty for 0.
 using NewTokenSum =
     absl::FunctionRef<absl::StatusOr<std::unique_ptr<TokenSum>>(std::vector<double> start)>;
 

@@ -147,13 +147,19 @@ int64_t MomentSpec::SumElements() const {
   return layout == MomentLayout::kFull ? rows() * cols : cols * block_size;
 }
 
-absl::StatusOr<SecondMoment> SecondMoment::Create(const MomentSpec& spec) {
+absl::StatusOr<SecondMoment> SecondMoment::CreateWithoutSum(const MomentSpec& spec) {
   if (absl::Status status = spec.Validate(); !status.ok()) return status;
   SecondMoment moment;
   moment.spec_ = spec;
   moment.sample_ = RowSample(spec.sample_rows, spec.cols, spec.sample_seed);
+  return moment;
+}
+
+absl::StatusOr<SecondMoment> SecondMoment::Create(const MomentSpec& spec) {
+  absl::StatusOr<SecondMoment> moment = CreateWithoutSum(spec);
+  if (!moment.ok()) return moment.status();
   try {
-    moment.sum_.resize(spec.SumElements());
+    moment->sum_.resize(spec.SumElements());
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for a second moment ", Describe(spec)));

@@ -66,6 +66,8 @@ class SecondMoment {
  public:
   // The empty sum. INVALID_ARGUMENT for an invalid spec, RESOURCE_EXHAUSTED where memory is short.
   static absl::StatusOr<SecondMoment> Create(const MomentSpec& spec);
+  // The same without memory for the sum, for accumulators that keep it elsewhere: SetSum follows.
+  static absl::StatusOr<SecondMoment> CreateWithoutSum(const MomentSpec& spec);
   // A sum that was accumulated elsewhere: `matrix` is the sum over `tokens` tokens or, `is_mean`,
   // that divided by divisor(); row-major as sum(). `weight_sum`: of kWeighted alone, > 0; else 0.
   // INVALID_ARGUMENT for tokens < 1, a wrong size, NaN or Inf and, unless the kind is paired, a

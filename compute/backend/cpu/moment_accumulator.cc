@@ -13,6 +13,7 @@ absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewCpuMomentAccumulator(
     WorkerPool& pool, const MomentSpec& spec, const SecondMoment* start) {
   return NewTokenAccumulator(
       pool, spec, start, [&](std::vector<double> sum) -> absl::StatusOr<std::unique_ptr<TokenSum>> {
+        sum.resize(spec.SumElements());
         if (spec.is_paired()) {
           return NewPairedSum(pool, spec.paired_cols, spec.cols, std::move(sum));
         }

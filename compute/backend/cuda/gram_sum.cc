@@ -76,18 +76,21 @@ absl::Status CudaGramSum::Load(const std::vector<double>& start) {
   if (!diagonal.ok()) return diagonal.status();
   diagonal_ = *std::move(diagonal);
   // Past the last column tiles stay zero.
-  absl::Status status =
-      ToStatus(cudaMemsetAsync(sum_.data(), 0, static_cast<size_t>(sum_.size()) * sizeof(double),
-                               stream_.get()),
-               "clearing a sum");
-  if (!status.ok()) return status;
+  const auto clear = [&](const DeviceBuffer<double>& values) {
+    return ToStatus(
+        cudaMemsetAsync(values.data(), 0, static_cast<size_t>(values.size()) * sizeof(double),
+                        stream_.get()),
+        "clearing a sum");
+  };
+  if (absl::Status status = clear(sum_); !status.ok()) return status;
+  if (start.empty()) return clear(diagonal_);
   const int64_t height = RowsAtATime(cols_);
   auto rows = DeviceBuffer<double>::Allocate(stream_, height * cols_);
   if (!rows.ok()) return rows.status();
   for (int64_t first = 0; first < cols_; first += height) {
     const int64_t count = std::min(height, cols_ - first);
-    status = CopyToDevice(stream_, absl::MakeConstSpan(start).subspan(first * cols_, count * cols_),
-                          rows->data());
+    absl::Status status = CopyToDevice(
+        stream_, absl::MakeConstSpan(start).subspan(first * cols_, count * cols_), rows->data());
     if (!status.ok()) return status;
     status = ToStatus(LaunchReadGramRows(stream_.get(), cols_, first, count, rows->data(),
                                          sum_.data(), diagonal_.data()),

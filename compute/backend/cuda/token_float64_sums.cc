@@ -12,10 +12,18 @@
 namespace quantd::compute {
 namespace {
 
-absl::StatusOr<DeviceBuffer<double>> UploadSum(TokenTransfer& transfer,
+absl::StatusOr<DeviceBuffer<double>> UploadSum(TokenTransfer& transfer, int64_t elements,
                                                const std::vector<double>& start) {
   if (absl::Status status = transfer.Enter(); !status.ok()) return status;
-  return Upload(transfer.compute(), absl::MakeConstSpan(start));
+  CudaStream& stream = transfer.compute();
+  if (!start.empty()) return Upload(stream, absl::MakeConstSpan(start));
+  auto sum = DeviceBuffer<double>::Allocate(stream, elements);
+  if (!sum.ok()) return sum.status();
+  absl::Status status = ToStatus(
+      cudaMemsetAsync(sum->data(), 0, static_cast<size_t>(elements) * sizeof(double), stream.get()),
+      "clearing a sum");
+  if (!status.ok()) return status;
+  return sum;
 }
 
 class CudaBlockSum final : public TokenSum {
@@ -177,7 +185,7 @@ absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaBlockSum(int device, PinnedRing
                                                           const std::vector<double>& start) {
   absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
   if (!transfer.ok()) return transfer.status();
-  absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, start);
+  absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, cols * block_size, start);
   if (!sum.ok()) return sum.status();
   return std::make_unique<CudaBlockSum>(*std::move(transfer), cols, block_size, *std::move(sum));
 }
@@ -187,7 +195,7 @@ absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaPairedSum(int device, PinnedRin
                                                            const std::vector<double>& start) {
   absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
   if (!transfer.ok()) return transfer.status();
-  absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, start);
+  absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, left_cols * cols, start);
   if (!sum.ok()) return sum.status();
   return std::make_unique<CudaPairedSum>(*std::move(transfer), left_cols, cols, *std::move(sum));
 }

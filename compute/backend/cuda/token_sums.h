@@ -9,7 +9,8 @@
 #include "compute/backend/cuda/pinned_ring.h"
 #include "compute/backend/token_sum.h"
 
-// The sums of every kind on a CUDA device. `start`: the sum to go on from, as SecondMoment::sum().
+// The sums of every kind on a CUDA device. `start`: the sum to go on from, as SecondMoment::sum(),
+// or empty for 0.
 // Tokens pass through `ring`. `pool` and `ring` must outlive the sum.
 namespace quantd::compute {
 
