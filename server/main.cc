@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 #include <semaphore.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
@@ -148,6 +149,8 @@ JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Back
   return options;
 }
 
+int64_t PhysicalMemory() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE); }
+
 StatisticsOptions MakeStatisticsOptions(const ServerConfig& config) {
   StatisticsOptions options;
   options.commit.bytes = config.durability.commit_bytes;
@@ -156,6 +159,9 @@ StatisticsOptions MakeStatisticsOptions(const ServerConfig& config) {
   options.max_streams_per_tenant = config.limits.max_streams_per_tenant;
   options.max_moment_bytes = config.limits.max_weight_bytes;
   options.max_dimension = config.limits.max_dimension;
+  options.moment_cache_bytes = config.limits.moment_cache_bytes > 0
+                                   ? config.limits.moment_cache_bytes
+                                   : PhysicalMemory() / 8;
   return options;
 }
 

@@ -252,6 +252,14 @@ class Backend {
   virtual absl::StatusOr<DeviceTensor> SliceRows(Stream& stream, const DeviceTensor& matrix,
                                                  int64_t first, int64_t rows) = 0;
 
+  // The mean of a statistic, F64: C x C, R x C for a residual moment; the blocks of a
+  // block-diagonal one, C/b x b x b. FAILED_PRECONDITION where there is nothing to divide by.
+  virtual absl::StatusOr<DeviceTensor> UploadMean(Stream& stream, const SecondMoment& moment) = 0;
+  // The blocks of `block_size` on the diagonal of a C x C matrix, or of a stack of larger blocks:
+  // C/B x B x B.
+  virtual absl::StatusOr<DeviceTensor> DiagonalBlocks(Stream& stream, const DeviceTensor& moment,
+                                                      int64_t block_size) = 0;
+
   // Continues from `start` where given (its spec must equal `spec`).
   virtual absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
       const MomentSpec& spec, const SecondMoment* start) = 0;

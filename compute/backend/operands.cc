@@ -146,6 +146,17 @@ absl::Status CheckSubmatrix(const DeviceTensor& matrix, absl::Span<const int64_t
   return status;
 }
 
+absl::Status CheckDiagonalBlocks(const DeviceTensor& moment, int64_t block_size) {
+  const std::vector<int64_t>& shape = moment.shape();
+  const bool square = !moment.empty() && (shape.size() == 2 || shape.size() == 3) &&
+                      shape[shape.size() - 1] == shape[shape.size() - 2];
+  if (square && block_size >= 1 && shape.back() % block_size == 0) return absl::OkStatus();
+  return WrongShape("second_moment",
+                    absl::StrCat("a square matrix, or a stack of them, of a multiple of ",
+                                 block_size, " columns"),
+                    moment);
+}
+
 absl::Status CheckTransformProblem(const TransformProblem& problem) {
   if (problem.kind == TransformKind::kIdentity) return absl::OkStatus();
   if (absl::Status status = CheckMatrix("weight", problem.weight); !status.ok()) return status;

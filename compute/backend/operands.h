@@ -17,6 +17,7 @@ absl::Status CheckSquare(const DeviceTensor& matrix);
 absl::Status CheckSliceRows(const DeviceTensor& matrix, int64_t first, int64_t rows);
 absl::Status CheckSubmatrix(const DeviceTensor& matrix, absl::Span<const int64_t> rows,
                             absl::Span<const int64_t> columns);
+absl::Status CheckDiagonalBlocks(const DeviceTensor& moment, int64_t block_size);
 absl::Status CheckTransformProblem(const TransformProblem& problem);
 absl::Status CheckRoundToNearest(const BlockTransform& transform, const DeviceTensor& weight);
 absl::Status CheckGptqProblem(const GptqProblem& problem);

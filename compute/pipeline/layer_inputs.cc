@@ -168,54 +168,40 @@ absl::StatusOr<CalibrationOnDevice> UploadCalibration(Backend& backend, Stream& 
                                                       const Recipe& resolved,
                                                       const Calibration& given) {
   CalibrationOnDevice calibration;
-  const auto upload = [&](absl::StatusOr<Tensor> tensor, DeviceTensor& to) -> absl::Status {
-    if (!tensor.ok()) return tensor.status();
-    absl::StatusOr<DeviceTensor> uploaded = backend.Upload(stream, *tensor);
-    if (!uploaded.ok()) return uploaded.status();
-    to = *std::move(uploaded);
-    return absl::OkStatus();
+  const auto upload = [&](const SecondMoment* moment, DeviceTensor& to) -> absl::Status {
+    if (moment == nullptr) return absl::OkStatus();
+    absl::StatusOr<DeviceTensor> mean = backend.UploadMean(stream, *moment);
+    if (mean.ok()) to = *std::move(mean);
+    return mean.status();
   };
-  absl::Status status;
-  if (given.second_moment_hat != nullptr) {
-    status = upload(given.second_moment_hat->FullMean(), calibration.second_moment_hat);
-    if (!status.ok()) return status;
-  }
-  if (given.cross_moment != nullptr) {
-    status = upload(given.cross_moment->FullMean(), calibration.cross_moment);
-    if (!status.ok()) return status;
-  }
-  if (given.residual_moment != nullptr) {
-    status = upload(given.residual_moment->FullMean(), calibration.residual_moment);
-    if (!status.ok()) return status;
-  }
+  absl::Status status = upload(given.second_moment_hat, calibration.second_moment_hat);
+  if (status.ok()) status = upload(given.cross_moment, calibration.cross_moment);
+  if (status.ok()) status = upload(given.residual_moment, calibration.residual_moment);
+  if (status.ok()) status = upload(given.second_moment, calibration.moment);
+  if (!status.ok()) return status;
   if (given.second_moment == nullptr) return calibration;
   const SecondMoment& statistic = *given.second_moment;
-  const bool full = statistic.spec().layout == MomentLayout::kFull;
-  const int64_t own_width = full ? statistic.spec().cols : statistic.spec().block_size;
-  if (full) {
-    status = upload(statistic.FullMean(), calibration.full_moment);
-    calibration.moment = calibration.full_moment;
-  } else {
-    status = upload(statistic.BlockDiagonalMean(own_width), calibration.moment);
+  if (statistic.spec().layout == MomentLayout::kFull) {
+    calibration.full_moment = calibration.moment;
   }
-  if (!status.ok()) return status;
   // Without a data-aware transform the blocks serve the predicted loss alone and may not fit.
-  if (own_width % resolved.transform_block_size == 0) {
-    status = upload(statistic.BlockDiagonalMean(resolved.transform_block_size),
-                    calibration.block_moment);
-    if (!status.ok()) return status;
+  if (calibration.moment.shape().back() % resolved.transform_block_size == 0) {
+    absl::StatusOr<DeviceTensor> blocks =
+        backend.DiagonalBlocks(stream, calibration.moment, resolved.transform_block_size);
+    if (!blocks.ok()) return blocks.status();
+    calibration.block_moment = *std::move(blocks);
   }
   const RowSample& sample = statistic.sample();
   if (sample.size() == 0) return calibration;
   absl::StatusOr<Tensor> rows = Tensor::Create(DType::kF32, {sample.size(), sample.cols()});
-  if (rows.ok()) {
-    float* to = rows->as<float>().data();
-    for (const RowSample::Row& row : sample.rows()) {
-      to = std::copy(row.values.begin(), row.values.end(), to);
-    }
+  if (!rows.ok()) return rows.status();
+  float* to = rows->as<float>().data();
+  for (const RowSample::Row& row : sample.rows()) {
+    to = std::copy(row.values.begin(), row.values.end(), to);
   }
-  status = upload(std::move(rows), calibration.sample);
-  if (!status.ok()) return status;
+  absl::StatusOr<DeviceTensor> uploaded = backend.Upload(stream, *rows);
+  if (!uploaded.ok()) return uploaded.status();
+  calibration.sample = *std::move(uploaded);
   return calibration;
 }
 

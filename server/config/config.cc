@@ -54,6 +54,7 @@ LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
   TakeIfGiven(proto.max_inline_bytes(), limits.max_inline_bytes);
   TakeIfGiven(proto.max_layer_bytes(), limits.max_layer_bytes);
   TakeIfGiven(proto.max_statistics_per_tenant(), limits.max_statistics_per_tenant);
+  TakeIfGiven(proto.moment_cache_bytes(), limits.moment_cache_bytes);
   return limits;
 }
 

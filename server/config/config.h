@@ -27,6 +27,7 @@ struct LimitsConfig {
   int64_t max_inline_bytes = int64_t{1} << 20;
   int64_t max_layer_bytes = 0;  // 0: 3/4 of the device's memory
   int max_statistics_per_tenant = 10000;
+  int64_t moment_cache_bytes = 0;  // 0: 1/8 of the machine's memory
 };
 
 struct DurabilityConfig {

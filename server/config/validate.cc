@@ -44,6 +44,7 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"limits.max_inline_bytes", limits.max_inline_bytes, 1, kMaxMessageBytes - (64 << 10)},
       {"limits.max_layer_bytes", limits.max_layer_bytes, 0, kMaxInt64},
       {"limits.max_statistics_per_tenant", limits.max_statistics_per_tenant, 1, 10'000'000},
+      {"limits.moment_cache_bytes", limits.moment_cache_bytes, 0, kMaxInt64},
       {"durability.commit_bytes", durability.commit_bytes, 1, int64_t{1} << 40},
       {"durability.commit_interval_ms", durability.commit_interval_ms, 1, 3'600'000},
       {"cpu_threads", config.cpu_threads, 0, 4096},

@@ -64,6 +64,7 @@ Statistics::Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Ba
       executor_(executor),
       options_(options),
       sealed_(std::move(sealed)),
+      cache_(options.moment_cache_bytes),
       ticker_([this] { TickStreams(); }) {}
 
 Statistics::~Statistics() {
@@ -256,37 +257,44 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
   for (const StatisticStreamRecord& stream : record->streams) {
     blobs_.Delete(stream.snapshot.name).IgnoreError();
   }
+  cache_.Put(blob->name, std::make_shared<const compute::SecondMoment>(*std::move(total)));
   sealed_(tenant, statistic);
   return jobs_.GetStatistic(tenant, statistic);
 }
 
-absl::StatusOr<compute::SecondMoment> Statistics::Load(const std::string& tenant,
-                                                       const std::string& statistic) {
+absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> Statistics::Load(
+    const std::string& tenant, const std::string& statistic) {
   absl::StatusOr<StatisticRecord> record = jobs_.GetStatistic(tenant, statistic);
   if (!record.ok()) return record.status();
   if (!record->sealed) {
     return FailedPrecondition("STATISTIC_NOT_SEALED", StatisticName(tenant, statistic),
                               "it is still open; seal it first");
   }
+  if (auto kept = cache_.Get(record->moment.name); kept != nullptr) return kept;
   absl::StatusOr<std::string> bytes = blobs_.ReadAll(record->moment);
   if (!bytes.ok()) return Annotate(bytes.status(), StatisticName(tenant, statistic));
-  return compute::SecondMoment::Parse(*bytes);
+  absl::StatusOr<compute::SecondMoment> parsed = compute::SecondMoment::Parse(*bytes);
+  if (!parsed.ok()) return parsed.status();
+  auto moment = std::make_shared<const compute::SecondMoment>(*std::move(parsed));
+  cache_.Put(record->moment.name, moment);
+  return moment;
 }
 
 absl::StatusOr<StatisticRecord> Statistics::Merge(const std::string& tenant,
                                                   const std::string& statistic,
                                                   const std::vector<std::string>& sources) {
   if (sources.empty()) return InvalidField("sources", "expected at least one statistic, got none");
-  absl::StatusOr<compute::SecondMoment> total = Load(tenant, sources.front());
-  if (!total.ok()) return total.status();
+  const auto first = Load(tenant, sources.front());
+  if (!first.ok()) return first.status();
+  compute::SecondMoment total = **first;
   for (size_t i = 1; i < sources.size(); ++i) {
-    absl::StatusOr<compute::SecondMoment> part = Load(tenant, sources[i]);
+    const auto part = Load(tenant, sources[i]);
     if (!part.ok()) return part.status();
-    if (absl::Status status = total->Merge(*part); !status.ok()) {
+    if (absl::Status status = total.Merge(**part); !status.ok()) {
       return InvalidField(absl::StrCat("sources[", i, "]"), status);
     }
   }
-  return Import(tenant, statistic, *total);
+  return Import(tenant, statistic, total);
 }
 
 absl::StatusOr<StatisticRecord> Statistics::Import(const std::string& tenant,
@@ -318,7 +326,10 @@ absl::Status Statistics::Delete(const std::string& tenant, const std::string& st
   auto end = absl::MakeCleanup([&] { EndClosing(key); });
   absl::StatusOr<std::vector<std::string>> garbage = jobs_.DeleteStatistic(tenant, statistic);
   if (!garbage.ok()) return garbage.status();
-  for (const std::string& name : *garbage) blobs_.Delete(name).IgnoreError();
+  for (const std::string& name : *garbage) {
+    cache_.Erase(name);
+    blobs_.Delete(name).IgnoreError();
+  }
   return absl::OkStatus();
 }
 

@@ -15,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "server/ingest/activation_stream.h"
+#include "server/ingest/moment_cache.h"
 
 namespace quantd::server {
 
@@ -27,6 +28,7 @@ struct StatisticsOptions {
   int max_streams_per_tenant = 64;
   int64_t max_moment_bytes = int64_t{8} << 30;  // of one sum, in memory
   int64_t max_dimension = int64_t{1} << 20;
+  int64_t moment_cache_bytes = int64_t{1} << 30;  // of sealed moments, in memory
 };
 
 // Durable second moments and the streams that feed them. Thread-safe.
@@ -60,9 +62,10 @@ class Statistics {
   // Stores a moment that was accumulated elsewhere, sealed.
   absl::StatusOr<StatisticRecord> Import(const std::string& tenant, const std::string& statistic,
                                          const compute::SecondMoment& moment);
+  // A sealed statistic, nothing of it pending: from memory, else read and verified.
   // FAILED_PRECONDITION unless sealed.
-  absl::StatusOr<compute::SecondMoment> Load(const std::string& tenant,
-                                             const std::string& statistic);
+  absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> Load(const std::string& tenant,
+                                                                    const std::string& statistic);
   absl::Status Delete(const std::string& tenant, const std::string& statistic);
 
   // Refuses new streams from now on: UNAVAILABLE.
@@ -91,6 +94,7 @@ class Statistics {
   const StatisticsOptions options_;
   const std::function<void(const std::string&, const std::string&)> sealed_;
   std::atomic<bool> draining_{false};
+  MomentCache cache_;
 
   absl::Mutex mutex_;
   std::map<StatisticKey, Live> live_ ABSL_GUARDED_BY(mutex_);

@@ -390,8 +390,9 @@ absl::StatusOr<JobEngine::LoadedStatistics> JobEngine::LoadStatistics(
     const JobRecord& job, const LayerGroup& group) const {
   LoadedStatistics loaded;
   for (const StatisticUse& use : group.statistics) {
-    absl::StatusOr<compute::SecondMoment> moment = load_moment_(job.tenant, use.statistic_id);
-    if (!moment.ok()) return moment.status();
+    const auto found = load_moment_(job.tenant, use.statistic_id);
+    if (!found.ok()) return found.status();
+    const compute::SecondMoment* moment = found->get();
     for (const size_t index : group.members) {
       absl::Status status = CheckStatistic(job.layers[index], index, use, moment->spec());
       if (!status.ok()) return status;
@@ -401,12 +402,11 @@ absl::StatusOr<JobEngine::LoadedStatistics> JobEngine::LoadStatistics(
           "STATISTIC_EMPTY", absl::StrCat("tenants/", job.tenant, "/statistics/", use.statistic_id),
           absl::StrCat(use.field, ": ", status.message()));
     }
-    loaded.moments.push_back(std::make_unique<compute::SecondMoment>(*std::move(moment)));
-    const compute::SecondMoment* kept = loaded.moments.back().get();
-    if (use.field == "statistic") loaded.calibration.second_moment = kept;
-    if (use.field == "second_moment_hat") loaded.calibration.second_moment_hat = kept;
-    if (use.field == "cross_moment") loaded.calibration.cross_moment = kept;
-    if (use.field == "residual_moment") loaded.calibration.residual_moment = kept;
+    loaded.moments.push_back(*found);
+    if (use.field == "statistic") loaded.calibration.second_moment = moment;
+    if (use.field == "second_moment_hat") loaded.calibration.second_moment_hat = moment;
+    if (use.field == "cross_moment") loaded.calibration.cross_moment = moment;
+    if (use.field == "residual_moment") loaded.calibration.residual_moment = moment;
   }
   return loaded;
 }

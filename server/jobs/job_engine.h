@@ -58,7 +58,7 @@ class JobEngine {
     int max_jobs_per_tenant = 1000;
     std::map<std::string, double> tenant_weights;
   };
-  using MomentLoader = std::function<absl::StatusOr<compute::SecondMoment>(
+  using MomentLoader = std::function<absl::StatusOr<std::shared_ptr<const compute::SecondMoment>>(
       const std::string& tenant, const std::string& statistic)>;
 
   JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
@@ -123,7 +123,7 @@ class JobEngine {
                                                            const LayerGroup& group) const;
   // Statistics of a group and what they are to it.
   struct LoadedStatistics {
-    std::vector<std::unique_ptr<compute::SecondMoment>> moments;
+    std::vector<std::shared_ptr<const compute::SecondMoment>> moments;
     compute::Calibration calibration;
   };
   absl::StatusOr<LoadedStatistics> LoadStatistics(const JobRecord& job,

@@ -209,9 +209,9 @@ class MomentExport {
 
  private:
   absl::StatusOr<bool> First(v1::ExportStatisticResponse& response) {
-    absl::StatusOr<compute::SecondMoment> moment = statistics_.Load(name_.tenant, name_.first);
-    if (!moment.ok()) return moment.status();
-    moment->FoldPending();
+    const auto loaded = statistics_.Load(name_.tenant, name_.first);
+    if (!loaded.ok()) return loaded.status();
+    const compute::SecondMoment* moment = loaded->get();
     const compute::MomentSpec& spec = moment->spec();
     v1::StatisticHeader* header = response.mutable_header();
     header->set_statistic(StatisticName(name_.tenant, name_.first));

@@ -96,6 +96,31 @@ class CpuBackend final : public Backend {
     return to->tensor;
   }
 
+  absl::StatusOr<DeviceTensor> UploadMean(Stream& stream, const SecondMoment& moment) override {
+    const MomentSpec& spec = moment.spec();
+    absl::StatusOr<Tensor> mean = spec.layout == MomentLayout::kFull
+                                      ? moment.FullMean()
+                                      : moment.BlockDiagonalMean(spec.block_size);
+    if (!mean.ok()) return mean.status();
+    return Adopt(stream, *std::move(mean));
+  }
+
+  absl::StatusOr<DeviceTensor> DiagonalBlocks(Stream& stream, const DeviceTensor& moment,
+                                              int64_t size) override {
+    absl::Status status = operands::CheckDiagonalBlocks(moment, size);
+    if (!status.ok()) return status;
+    const int64_t width = moment.shape().back();
+    const int64_t cols = moment.shape().size() == 2 ? width : moment.dim(0) * width;
+    absl::StatusOr<WritableTensor> to = NewMatrix(stream, {cols / size, size, size});
+    if (!to.ok()) return to.status();
+    for (int64_t row = 0; row < cols; ++row) {
+      const int64_t first = row / size * size;  // column of the block
+      const double* from = Doubles(moment) + row * width + first % width;
+      std::copy_n(from, size, to->data + row * size);
+    }
+    return to->tensor;
+  }
+
   absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
       const MomentSpec& spec, const SecondMoment* start) override {
     return NewCpuMomentAccumulator(pool_, spec, start);

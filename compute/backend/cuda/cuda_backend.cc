@@ -16,6 +16,7 @@
 #include "compute/backend/cuda/moment_factor.h"
 #include "compute/backend/cuda/round_to_nearest.h"
 #include "compute/backend/cuda/solve_transforms.h"
+#include "compute/backend/cuda/statistic_mean.h"
 #include "compute/backend/cuda/successive_cancellation.h"
 #include "compute/backend/operands.h"
 
@@ -68,6 +69,19 @@ class CudaBackend final : public Backend {
     auto cuda = Enter(stream, operands::CheckSliceRows(matrix, first, rows));
     if (!cuda.ok()) return cuda.status();
     return CudaSliceRows(**cuda, matrix, first, rows);
+  }
+
+  absl::StatusOr<DeviceTensor> UploadMean(Stream& stream, const SecondMoment& moment) override {
+    auto cuda = Enter(stream, moment.CheckUsable());
+    if (!cuda.ok()) return cuda.status();
+    return CudaUploadMean(**cuda, moment);
+  }
+
+  absl::StatusOr<DeviceTensor> DiagonalBlocks(Stream& stream, const DeviceTensor& moment,
+                                              int64_t block_size) override {
+    auto cuda = Enter(stream, operands::CheckDiagonalBlocks(moment, block_size));
+    if (!cuda.ok()) return cuda.status();
+    return CudaDiagonalBlocks(**cuda, moment, block_size);
   }
 
   absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(

@@ -48,6 +48,23 @@ __global__ void GatherKernel(const double* from, int64_t from_cols, const int64_
   }
 }
 
+__global__ void DivideKernel(int64_t count, double divisor, double* values) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    values[i] /= divisor;
+  }
+}
+
+__global__ void DiagonalBlocksKernel(const double* from, int64_t cols, int64_t width, int64_t size,
+                                     double* to) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < cols * size;
+       at += stride) {
+    const int64_t row = at / size;
+    to[at] = from[row * width + row / size * size % width + at % size];
+  }
+}
+
 __global__ void DiagonalKernel(int64_t size, const double* from, double* to) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < size) to[i] = from[i * (size + 1)];
@@ -143,6 +160,20 @@ cudaError_t LaunchGather(cudaStream_t stream, const double* from, int64_t from_c
                   static_cast<unsigned>(std::min<int64_t>(row_count, 32768)));
   GatherKernel<<<grid, kThreads, 0, stream>>>(from, from_cols, rows, row_count, columns,
                                               column_count, to);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchDivide(cudaStream_t stream, int64_t count, double divisor, double* values) {
+  if (count == 0) return cudaSuccess;
+  DivideKernel<<<BlocksFor(count), kThreads, 0, stream>>>(count, divisor, values);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchDiagonalBlocks(cudaStream_t stream, const double* from, int64_t cols,
+                                 int64_t width, int64_t size, double* to) {
+  if (cols == 0) return cudaSuccess;
+  DiagonalBlocksKernel<<<BlocksFor(cols * size), kThreads, 0, stream>>>(from, cols, width, size,
+                                                                        to);
   return cudaGetLastError();
 }
 

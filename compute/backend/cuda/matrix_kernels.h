@@ -18,6 +18,14 @@ cudaError_t LaunchGather(cudaStream_t stream, const double* from, int64_t from_c
                          const int64_t* rows, int64_t row_count, const int64_t* columns,
                          int64_t column_count, double* to);
 
+// values[i] /= divisor
+cudaError_t LaunchDivide(cudaStream_t stream, int64_t count, double divisor, double* values);
+
+// The blocks on the diagonal of a stack of `width` x `width` matrices (cols / width of them), one
+// below the other: to[row, j] = from[row, row / size * size % width + j], j < size.
+cudaError_t LaunchDiagonalBlocks(cudaStream_t stream, const double* from, int64_t cols,
+                                 int64_t width, int64_t size, double* to);
+
 // to[i] = from[i, i]
 cudaError_t LaunchDiagonal(cudaStream_t stream, int64_t size, const double* from, double* to);
 

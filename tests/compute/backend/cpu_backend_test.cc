@@ -139,6 +139,17 @@ TEST_F(CpuBackendTest, TransformsAreInverseTransposes) {
   }
 }
 
+TEST_F(CpuBackendTest, DiagonalBlocksOfAMatrixAndOfLargerBlocks) {
+  const DeviceTensor full = FullMoment();
+  const DeviceTensor blocks = backend_->DiagonalBlocks(*stream_, full, kBlock).value();
+  EXPECT_EQ(Values(blocks), Values(BlockMoment()));
+  const DeviceTensor smaller = backend_->DiagonalBlocks(*stream_, full, kBlock / 2).value();
+  EXPECT_EQ(Values(backend_->DiagonalBlocks(*stream_, blocks, kBlock / 2).value()),
+            Values(smaller));
+  EXPECT_THAT(std::string(backend_->DiagonalBlocks(*stream_, blocks, 7).status().message()),
+              HasSubstr("of a multiple of 7 columns; got [3, 32, 32]"));
+}
+
 TEST_F(CpuBackendTest, RoundToNearestDecodesToItsCodes) {
   const DeviceTensor weight = Upload(Random({kRows, kCols}, 3));
   for (const Format kind :

@@ -144,8 +144,8 @@ TEST_F(IngestTest, WhatWasFinishedIsDurableAndResumesWithTheSameBits) {
   const auto resumed = statistics_->Load("t", "s");
   const auto whole = statistics_->Load("t", "whole");
   ASSERT_TRUE(resumed.ok() && whole.ok());
-  EXPECT_EQ(resumed->tokens(), 1800);
-  EXPECT_EQ(resumed->Serialize(), whole->Serialize());
+  EXPECT_EQ((*resumed)->tokens(), 1800);
+  EXPECT_EQ((*resumed)->Serialize(), (*whole)->Serialize());
 }
 
 TEST_F(IngestTest, RefusedChunksChangeNothing) {
@@ -231,14 +231,14 @@ TEST_P(KindsTest, ResumesWithTheSameBits) {
   const auto resumed = statistics_->Load("t", "resumed");
   const auto whole = statistics_->Load("t", "whole");
   ASSERT_TRUE(resumed.ok() && whole.ok());
-  EXPECT_EQ(resumed->tokens(), 1800);
-  EXPECT_EQ(resumed->spec().kind, GetParam());
-  EXPECT_EQ(resumed->Serialize(), whole->Serialize());
+  EXPECT_EQ((*resumed)->tokens(), 1800);
+  EXPECT_EQ((*resumed)->spec().kind, GetParam());
+  EXPECT_EQ((*resumed)->Serialize(), (*whole)->Serialize());
   // Merging seals a statistic of the same kind.
   const auto merged = statistics_->Merge("t", "merged", {"resumed", "whole"});
   ASSERT_TRUE(merged.ok()) << merged.status();
   EXPECT_EQ(merged->tokens, 3600);
-  EXPECT_EQ(merged->spec, resumed->spec());
+  EXPECT_EQ(merged->spec, (*resumed)->spec());
 }
 
 TEST_P(KindsTest, RefusedChunksNameTheFieldAndChangeNothing) {

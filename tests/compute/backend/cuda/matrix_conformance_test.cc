@@ -84,6 +84,30 @@ TEST_F(CudaMatrixTest, RefusesMomentsThatAreNone) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("at (50, 7)"));
 }
 
+TEST_F(CudaMatrixTest, MeansOfStatistics) {
+  const Tensor x = Random({300, 96}, 10, DType::kF32);
+  for (const MomentSpec& spec :
+       {MomentSpec{.cols = 96},
+        MomentSpec{.layout = MomentLayout::kBlockDiagonal, .block_size = 48, .cols = 96}}) {
+    const auto accumulator = cpu_.backend->NewAccumulator(spec, nullptr).value();
+    ASSERT_TRUE(accumulator->Add("test", 0, DType::kF32, 300, x.bytes()).ok());
+    SecondMoment moment = accumulator->Snapshot().value();  // with pending rows, then without
+    for (int round = 0; round < 2; ++round) {
+      const auto means = [&](Side& side) {
+        const DeviceTensor mean = side.backend->UploadMean(*side.stream, moment).value();
+        const DeviceTensor blocks = side.backend->DiagonalBlocks(*side.stream, mean, 16).value();
+        EXPECT_EQ(blocks.shape(), (std::vector<int64_t>{6, 16, 16}));
+        return std::pair(side.Values(mean), side.Values(blocks));
+      };
+      EXPECT_EQ(means(cuda_), means(cpu_));
+      moment.FoldPending();
+    }
+  }
+  const SecondMoment nothing = SecondMoment::Create({.cols = 96}).value();
+  EXPECT_EQ(cuda_.backend->UploadMean(*cuda_.stream, nothing).status(),
+            cpu_.backend->UploadMean(*cpu_.stream, nothing).status());
+}
+
 TEST_F(CudaMatrixTest, CountsMemoryAndSurvivesRunningOut) {
   const DeviceTensor held = cuda_.Upload(Random({64, 64}, 7));
   EXPECT_GE(cuda_.stream->peak_bytes(), 64 * 64 * 8);
