@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
-// Solvers of one small matrix by one thread block. Every thread of the block calls each function;
-// matrices are complete and visible to all when one is entered and when it returns. They lie in
-// shared memory or, where they do not fit, in global memory.
+// Solvers of one small matrix by a thread block or half of one. Every thread of the team calls each
+// function; matrices are complete and visible to all of them when one is entered and when it
+// returns. They lie in shared memory or, where they do not fit, in global memory.
 namespace quantd::compute {
 
 // Threads of a block are seen as a square of this side where a matrix is updated.
@@ -20,17 +20,37 @@ constexpr int RowStride(int n) { return n + 1; }
 // Where the columns that Jacobi rotates begin: 8 lanes read each of two neighbouring columns.
 constexpr int ColumnStride(int n) { return (n + 15) / 16 * 16 + 8; }
 
+// Consecutive threads of a block, whole warps, that wait for each other alone.
+struct Team {
+  int rank;  // of the calling thread
+  int size;
+  int barrier;  // its hardware barrier, 0 is the whole block's
+  __device__ void Sync() const {
+    asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(size) : "memory");
+  }
+};
+__device__ inline Team WholeBlock() {
+  return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), 0};
+}
+// The first half of a block's threads or the second.
+__device__ inline Team HalfBlock() {
+  const int size = static_cast<int>(blockDim.x) / 2;
+  const int half = static_cast<int>(threadIdx.x) / size;
+  return {static_cast<int>(threadIdx.x) - half * size, size, 1 + half};
+}
+__device__ inline bool InFirstHalf() { return threadIdx.x < blockDim.x / 2; }
+
 // Lower triangle of a symmetric matrix to its Cholesky factor, in place; what is above the diagonal
 // is left alone. False for all threads where a pivot is not positive and finite.
-__device__ inline bool FactorCholesky(int n, double* a, int ld) {
-  const int down = static_cast<int>(threadIdx.x) / kSolverSide;
-  const int across = static_cast<int>(threadIdx.x) % kSolverSide;
-  const int height = static_cast<int>(blockDim.x) / kSolverSide;
+__device__ inline bool FactorCholesky(const Team& team, int n, double* a, int ld) {
+  const int down = team.rank / kSolverSide;
+  const int across = team.rank % kSolverSide;
+  const int height = team.size / kSolverSide;
   // Columns stay unscaled on the way, which saves a barrier a step.
   for (int k = 0; k < n; ++k) {
     const double pivot = a[k * ld + k];
     if (!(pivot > 0.0 && pivot < INFINITY)) {
-      __syncthreads();
+      team.Sync();
       return false;
     }
     const double inverse = 1.0 / pivot;
@@ -40,35 +60,35 @@ __device__ inline bool FactorCholesky(int n, double* a, int ld) {
         a[i * ld + j] -= factor * a[j * ld + k];
       }
     }
-    __syncthreads();
+    team.Sync();
   }
   for (int i = down; i < n; i += height) {
     for (int j = across; j < i; j += kSolverSide) a[i * ld + j] *= rsqrt(a[j * ld + j]);
   }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+  team.Sync();
+  for (int i = team.rank; i < n; i += team.size) {
     a[i * ld + i] = sqrt(a[i * ld + i]);
   }
-  __syncthreads();
+  team.Sync();
   return true;
 }
 
 // a := a^-1 up to order: the inverse's entry (k, pivots[j]) is left at (pivots[k], j). Gauss-Jordan
 // with the largest pivot of each column. False where one is 0 or not finite. `line`: 2n doubles,
 // `pivots`: n ints that all threads can see.
-__device__ inline bool InvertInPlace(int n, double* a, int ld, double* line, int* pivots) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int down = thread / kSolverSide;
-  const int across = thread % kSolverSide;
-  const int height = static_cast<int>(blockDim.x) / kSolverSide;
+__device__ inline bool InvertInPlace(const Team& team, int n, double* a, int ld, double* line,
+                                     int* pivots) {
+  const int down = team.rank / kSolverSide;
+  const int across = team.rank % kSolverSide;
+  const int height = team.size / kSolverSide;
   double* const pivot_row = line;
   double* const pivot_column = line + n;
   unsigned used = 0;  // bit i / 32 of lane i % 32: row i has been a pivot
   for (int k = 0; k < n; ++k) {
-    if (thread < kWarp) {
+    if (team.rank < kWarp) {
       double largest = 0.0;
       int at = n;
-      for (int i = thread; i < n; i += kWarp) {
+      for (int i = team.rank; i < n; i += kWarp) {
         const double magnitude = fabs(a[i * ld + k]);
         if ((used >> i / kWarp & 1) == 0 && magnitude > largest && magnitude < INFINITY) {
           largest = magnitude;
@@ -83,20 +103,20 @@ __device__ inline bool InvertInPlace(int n, double* a, int ld, double* line, int
           at = other_at;
         }
       }
-      if (at % kWarp == thread) used |= 1u << at / kWarp;
-      if (thread == 0) pivots[k] = at;
+      if (at % kWarp == team.rank) used |= 1u << at / kWarp;
+      if (team.rank == 0) pivots[k] = at;
     }
-    __syncthreads();
+    team.Sync();
     const int pivot = pivots[k];
     if (pivot == n) {
-      __syncthreads();
+      team.Sync();
       return false;
     }
-    for (int i = thread; i < n; i += static_cast<int>(blockDim.x)) {
+    for (int i = team.rank; i < n; i += team.size) {
       pivot_row[i] = a[pivot * ld + i];
       pivot_column[i] = a[i * ld + k];
     }
-    __syncthreads();
+    team.Sync();
     const double inverse = 1.0 / pivot_row[k];
     for (int i = down; i < n; i += height) {
       const double factor = pivot_column[i] * inverse;
@@ -109,7 +129,7 @@ __device__ inline bool InvertInPlace(int n, double* a, int ld, double* line, int
         }
       }
     }
-    __syncthreads();
+    team.Sync();
   }
   return true;
 }
@@ -167,9 +187,9 @@ __device__ void OrthogonalizeColumns(int n, double* g, double* v, int ld, double
   constexpr int kMaxSweeps = 60;
   // As in the CPU's: what is below is orthogonal.
   constexpr double kOrthogonal = 4 * 2.220446049250313e-16;
-  // A sweep whose inner products were all below leaves squares of them.
-  constexpr double kLast = 1e-9;
-  constexpr double kLastSine = 1e-5;
+  // A sweep whose inner products were all below leaves their products and 2^-20 of them.
+  constexpr double kLast = 1e-7;
+  constexpr double kLastSine = 1e-4;
   constexpr double kNothing = 1e-280;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const unsigned shift = threadIdx.x % kWarp / kLanes * kLanes;

@@ -89,7 +89,7 @@ struct Workspace {
   double* v;
 };
 
-__host__ __device__ constexpr int LineDoubles(int n) { return 3 * n + 2 * n + 32 + 2 * n + 4 + n; }
+__host__ __device__ constexpr int LineDoubles(int n) { return 8 * n + 36; }
 __host__ __device__ constexpr int64_t MatrixDoubles(int n) {
   return int64_t{3} * n * RowStride(n) + int64_t{2} * n * ColumnStride(n);
 }
@@ -153,9 +153,8 @@ __device__ double FactorMarginal(const BlockProblem& p, int64_t block, const Wor
     LoadDamped(n, w.g, n, damping, p.weight_floor, w.lw, w.row_stride);
     LoadDamped(n, mx, p.moment_ld, damping, p.moment_floor, w.lx, w.row_stride);
     __syncthreads();
-    const bool weight = FactorCholesky(n, w.lw, w.row_stride);
-    const bool moment = FactorCholesky(n, w.lx, w.row_stride);
-    if (weight && moment) return damping;
+    const bool factored = FactorCholesky(HalfBlock(), n, InFirstHalf() ? w.lw : w.lx, w.row_stride);
+    if (__syncthreads_and(factored) != 0) return damping;
     if (damping >= kMaxDamping) return -1.0;
   }
 }
@@ -218,7 +217,7 @@ __device__ bool LoadConditionalFactor(const BlockProblem& p, int64_t block, int6
     w.lx[r * w.row_stride + c] = value;
   }
   __syncthreads();
-  return !p.reversed || FactorCholesky(n, w.lx, w.row_stride);
+  return !p.reversed || FactorCholesky(WholeBlock(), n, w.lx, w.row_stride);
 }
 
 // t = Mw L, lw = L^T Mw L: mean products of y's rows.
@@ -252,7 +251,7 @@ __device__ double Trace(int n, const double* a, int ld) {
 // G with G^T G = y y^T / R and V = I. False where that is singular: then G is y y^T / R itself.
 __device__ bool FactorProjected(int n, const Workspace& w) {
   const int rows = w.row_stride;
-  const bool definite = FactorCholesky(n, w.lw, rows);
+  const bool definite = FactorCholesky(WholeBlock(), n, w.lw, rows);
   if (!definite) ProjectGram(n, w);
   for (int i = Thread(); i < n * n; i += Threads()) {
     const int column = i / n;
@@ -366,18 +365,18 @@ __device__ void ApplyHadamard(int n, double* t, int ld) {
   __syncthreads();
 }
 
-// Tw from t, which holds the rounded Tx and is destroyed. False where it is not finite.
-__device__ bool StoreInverseTransposed(int n, const Workspace& w, double* tw) {
-  if (!InvertInPlace(n, w.t, w.row_stride, w.line, w.pivots)) return false;
+// Tw from t, which holds the rounded Tx and is destroyed. Whether this thread's part is finite.
+__device__ bool StoreInverseTransposed(const Team& team, int n, const Workspace& w, double* tw) {
+  if (!InvertInPlace(team, n, w.t, w.row_stride, w.line, w.pivots)) return false;
   bool finite = true;
-  for (int i = Thread(); i < n * n; i += Threads()) {
+  for (int i = team.rank; i < n * n; i += team.size) {
     const int k = i / n;
     const int j = i % n;
     const double value = w.t[w.pivots[k] * w.row_stride + j];
     finite &= fabs(value) < INFINITY;
     tw[w.pivots[j] * n + k] = value;
   }
-  return __syncthreads_and(finite) != 0;
+  return finite;
 }
 
 // Rounds t to float32 there and in tx. False where it is not finite.
@@ -396,15 +395,16 @@ __device__ bool RoundTransform(int n, const Workspace& w, float* tx) {
 // --- Coupling ----------------------------------------------------------------------------------
 
 // half = T L, rows in the order of positions. Columns beyond the diagonal of L are zeros.
-__device__ void TransformFactor(int n, int size, const float* tx, const double* factor, int64_t ld,
-                                bool reversed, double* lower, double* half, int stride) {
-  for (int i = Thread(); i < n * n; i += Threads()) {
+__device__ void TransformFactor(const Team& team, int n, int size, const float* tx,
+                                const double* factor, int64_t ld, bool reversed, double* lower,
+                                double* half, int stride) {
+  for (int i = team.rank; i < n * n; i += team.size) {
     const int r = i / n;
     const int c = i % n;
     lower[r * stride + c] = c <= r ? factor[r * ld + c] : 0.0;
   }
-  __syncthreads();
-  for (int i = Thread(); i < n * n; i += Threads()) {
+  team.Sync();
+  for (int i = team.rank; i < n * n; i += team.size) {
     const int position = i / n;
     const int c = i % n;
     const int column = reversed ? n - 1 - position : position;
@@ -417,26 +417,33 @@ __device__ void TransformFactor(int n, int size, const float* tx, const double* 
     }
     half[position * stride + c] = sum;
   }
-  __syncthreads();
+  team.Sync();
 }
 
-// `matrices`: three of n rows. `size` 0: T = I.
-__device__ bool CoupleUnit(int n, int size, const float* tx, const double* factor, int64_t ld,
-                           bool reversed, double* matrices, double* coupling) {
+// Room for three matrices of n rows of RowStride(n).
+struct CouplingSpace {
+  double* lower;
+  double* half;
+  double* moment;
+};
+// `size` 0: T = I.
+__device__ bool CoupleUnit(const Team& team, int n, int size, const float* tx, const double* factor,
+                           int64_t ld, bool reversed, const CouplingSpace& space,
+                           double* coupling) {
   const int stride = RowStride(n);
-  double* const lower = matrices;
-  double* const half = lower + n * stride;
-  double* const moment = half + n * stride;
+  double* const lower = space.lower;
+  double* const half = space.half;
+  double* const moment = space.moment;
   if (size == 0) {
-    for (int i = Thread(); i < n * n; i += Threads()) {
+    for (int i = team.rank; i < n * n; i += team.size) {
       const int r = i / n;
       const int c = i % n;
       coupling[i] = c <= r ? factor[r * ld + c] / factor[c * (ld + 1)] : 0.0;
     }
     return true;
   }
-  TransformFactor(n, size, tx, factor, ld, reversed, lower, half, stride);
-  for (int i = Thread(); i < n * n; i += Threads()) {
+  TransformFactor(team, n, size, tx, factor, ld, reversed, lower, half, stride);
+  for (int i = team.rank; i < n * n; i += team.size) {
     const int r = i / n;
     const int c = i % n;
     if (c > r) continue;
@@ -444,22 +451,22 @@ __device__ bool CoupleUnit(int n, int size, const float* tx, const double* facto
     for (int k = 0; k < n; ++k) sum = fma(half[r * stride + k], half[c * stride + k], sum);
     moment[r * stride + c] = sum;
   }
-  __syncthreads();
+  team.Sync();
   const double mean = Trace(n, moment, stride) / n;
   bool coupled = false;
   // Positive definite but for rounding.
   for (double jitter = 0.0; jitter <= kLastJitter && !coupled;
        jitter = fmax(10.0 * jitter, kFirstJitter)) {
-    for (int i = Thread(); i < n * n; i += Threads()) {
+    for (int i = team.rank; i < n * n; i += team.size) {
       const int r = i / n;
       const int c = i % n;
       lower[r * stride + c] =
           (c <= r ? moment[r * stride + c] : 0.0) + (c == r ? jitter * mean : 0.0);
     }
-    __syncthreads();
-    coupled = FactorCholesky(n, lower, stride);
+    team.Sync();
+    coupled = FactorCholesky(team, n, lower, stride);
   }
-  for (int i = Thread(); i < n * n; i += Threads()) {
+  for (int i = team.rank; i < n * n; i += team.size) {
     const int r = i / n;
     const int c = i % n;
     coupling[i] = c <= r ? lower[r * stride + c] / lower[c * (stride + 1)] : 0.0;
@@ -519,11 +526,19 @@ __device__ BlockState SolveBlock(const BlockProblem& p, int64_t block, int64_t b
   if (p.hadamard) ApplyHadamard(n, w.t, w.row_stride);
   float* const tx = p.tx + block * n * n;
   if (!RoundTransform(n, w, tx)) return BlockState::kBeyondFloat32;
-  if (!StoreInverseTransposed(n, w, p.tw + block * n * n)) return BlockState::kBeyondFloat32;
-  if (p.coupling == nullptr) return BlockState::kSolved;
-  return CoupleUnit(n, n, tx, p.unit_factor, p.unit_factor_ld, p.reversed, w.lw, p.coupling)
-             ? BlockState::kSolved
-             : BlockState::kNotCoupled;
+  double* const tw = p.tw + block * n * n;
+  if (p.coupling == nullptr) {
+    return __syncthreads_and(StoreInverseTransposed(WholeBlock(), n, w, tw)) != 0
+               ? BlockState::kSolved
+               : BlockState::kBeyondFloat32;
+  }
+  // The inverse and the coupling do not wait for each other.
+  const bool inverts = InFirstHalf();
+  const bool done = inverts ? StoreInverseTransposed(HalfBlock(), n, w, tw)
+                            : CoupleUnit(HalfBlock(), n, n, tx, p.unit_factor, p.unit_factor_ld,
+                                         p.reversed, {w.lw, w.lx, w.g}, p.coupling);
+  if (__syncthreads_and(done || !inverts) == 0) return BlockState::kBeyondFloat32;
+  return __syncthreads_and(done || inverts) != 0 ? BlockState::kSolved : BlockState::kNotCoupled;
 }
 
 template <int kLanes, int kEntries, int kThreads, bool kShared>
@@ -567,7 +582,8 @@ __global__ void __launch_bounds__(kThreads) GivenTransformsKernel(GivenTransform
   __syncthreads();
   BlockOutcome& outcome = p.outcomes[block];
   if (p.tw != nullptr) {
-    const bool finite = StoreInverseTransposed(n, w, p.tw + block * n * n);
+    const bool finite =
+        __syncthreads_and(StoreInverseTransposed(WholeBlock(), n, w, p.tw + block * n * n)) != 0;
     if (Thread() != 0) return;
     outcome.trace = 0.0;
     outcome.damping = 0.0;
@@ -583,9 +599,11 @@ __global__ void __launch_bounds__(256) CoupleUnitsKernel(UnitProblem p) {
   const int64_t unit = blockIdx.x;
   const int64_t begin = p.begins[unit];
   const int64_t first = p.firsts[unit];
-  const bool coupled =
-      CoupleUnit(p.width, p.size, p.tx + first * p.size, p.factor + begin * (p.ld + 1), p.ld,
-                 p.reversed, shared, p.coupling + unit * p.width * p.width);
+  double* const second = shared + p.width * RowStride(p.width);
+  const bool coupled = CoupleUnit(WholeBlock(), p.width, p.size, p.tx + first * p.size,
+                                  p.factor + begin * (p.ld + 1), p.ld, p.reversed,
+                                  {shared, second, second + p.width * RowStride(p.width)},
+                                  p.coupling + unit * p.width * p.width);
   if (Thread() == 0) {
     p.states[unit] = coupled ? BlockState::kSolved : BlockState::kNotCoupled;
   }
