@@ -40,9 +40,165 @@ __device__ inline Team HalfBlock() {
 }
 __device__ inline bool InFirstHalf() { return threadIdx.x < blockDim.x / 2; }
 
+// Largest matrices that a team holds in registers: threads in rows of kSolverSide, each with
+// kDown x kAcross entries that far apart.
+constexpr int kLargestHeld = 64;
+
+// See FactorCholesky. A step needs one barrier: a column is published while the other line is read.
+template <int kDown, int kAcross>
+__device__ inline bool FactorHeld(const Team& team, int n, double* a, int ld, double* lines) {
+  const int down = team.rank / kSolverSide;
+  const int across = team.rank % kSolverSide;
+  const int height = team.size / kSolverSide;
+  double own[kDown][kAcross];
+  double pivots[kAcross] = {};
+#pragma unroll
+  for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+    for (int u = 0; u < kAcross; ++u) {
+      const int i = down + t * height;
+      const int j = across + u * kSolverSide;
+      own[t][u] = i < n && j <= i ? a[i * ld + j] : 0.0;
+    }
+  }
+  for (int k = 0; k < n; ++k) {
+    double* const column = lines + k % 2 * n;
+#pragma unroll
+    for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+      for (int u = 0; u < kAcross; ++u) {
+        const int i = down + t * height;
+        if (across + u * kSolverSide == k && i < n) column[i] = own[t][u];
+      }
+    }
+    team.Sync();
+    const double pivot = column[k];
+    if (!(pivot > 0.0 && pivot < INFINITY)) {
+      team.Sync();
+      return false;
+    }
+    const double inverse = 1.0 / pivot;
+    double right[kAcross];
+#pragma unroll
+    for (int u = 0; u < kAcross; ++u) {
+      const int j = across + u * kSolverSide;
+      if (j == k) pivots[u] = pivot;
+      right[u] = j > k && j < n ? column[j] : 0.0;
+    }
+#pragma unroll
+    for (int t = 0; t < kDown; ++t) {
+      const int i = down + t * height;
+      const double left = i > k && i < n ? column[i] * inverse : 0.0;
+#pragma unroll
+      for (int u = 0; u < kAcross; ++u) own[t][u] = fma(-left, right[u], own[t][u]);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+    for (int u = 0; u < kAcross; ++u) {
+      const int i = down + t * height;
+      const int j = across + u * kSolverSide;
+      if (i >= n || j > i) continue;
+      a[i * ld + j] = i == j ? sqrt(pivots[u]) : own[t][u] * rsqrt(pivots[u]);
+    }
+  }
+  team.Sync();
+  return true;
+}
+
+// See InvertInPlace. `lines`: two columns and a row. The pivot is the largest to 16 bits.
+template <int kDown, int kAcross>
+__device__ inline bool InvertHeld(const Team& team, int n, double* a, int ld, double* lines,
+                                  int* pivots) {
+  constexpr unsigned kRowBits = kLargestHeld - 1;
+  const int down = team.rank / kSolverSide;
+  const int across = team.rank % kSolverSide;
+  const int height = team.size / kSolverSide;
+  const int lane = team.rank % kWarp;
+  double own[kDown][kAcross];
+#pragma unroll
+  for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+    for (int u = 0; u < kAcross; ++u) {
+      const int i = down + t * height;
+      const int j = across + u * kSolverSide;
+      own[t][u] = i < n && j < n ? a[i * ld + j] : 0.0;
+    }
+  }
+  double* const row = lines + 2 * n;
+  unsigned used = 0;  // bit i / 32 of lane i % 32, in every warp: row i has been a pivot
+  for (int k = 0; k < n; ++k) {
+    double* const column = lines + k % 2 * n;
+#pragma unroll
+    for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+      for (int u = 0; u < kAcross; ++u) {
+        const int i = down + t * height;
+        if (across + u * kSolverSide == k && i < n) column[i] = own[t][u];
+      }
+    }
+    team.Sync();
+    unsigned key = 0;
+    for (int i = lane; i < n; i += kWarp) {
+      if ((used >> i / kWarp & 1) != 0) continue;
+      const auto magnitude = static_cast<unsigned>(__double2hiint(fabs(column[i])));
+      key = max(key, (magnitude & ~kRowBits) | (kRowBits - static_cast<unsigned>(i)));
+    }
+    key = __reduce_max_sync(~0u, key);
+    constexpr unsigned kInfinite = 0x7ff00000;
+    if (key <= kRowBits || key >= kInfinite) {
+      team.Sync();
+      return false;
+    }
+    const auto pivot = static_cast<int>(kRowBits - (key & kRowBits));
+    if (pivot % kWarp == lane) used |= 1u << pivot / kWarp;
+    if (team.rank == 0) pivots[k] = pivot;
+#pragma unroll
+    for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+      for (int u = 0; u < kAcross; ++u) {
+        const int j = across + u * kSolverSide;
+        if (down + t * height == pivot && j < n) row[j] = own[t][u];
+      }
+    }
+    team.Sync();
+    const double inverse = 1.0 / row[k];
+#pragma unroll
+    for (int t = 0; t < kDown; ++t) {
+      const int i = down + t * height;
+      const double factor = i < n ? column[i] * inverse : 0.0;
+#pragma unroll
+      for (int u = 0; u < kAcross; ++u) {
+        const int j = across + u * kSolverSide;
+        if (i == pivot) {
+          own[t][u] = j == k ? inverse : own[t][u] * inverse;
+        } else {
+          own[t][u] = j == k ? -factor : fma(-factor, j < n ? row[j] : 0.0, own[t][u]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kDown; ++t) {
+#pragma unroll
+    for (int u = 0; u < kAcross; ++u) {
+      const int i = down + t * height;
+      const int j = across + u * kSolverSide;
+      if (i < n && j < n) a[i * ld + j] = own[t][u];
+    }
+  }
+  team.Sync();
+  return true;
+}
+
 // Lower triangle of a symmetric matrix to its Cholesky factor, in place; what is above the diagonal
-// is left alone. False for all threads where a pivot is not positive and finite.
-__device__ inline bool FactorCholesky(const Team& team, int n, double* a, int ld) {
+// is left alone. False for all threads where a pivot is not positive and finite. `lines`: 2n
+// doubles in shared memory. Teams have at least 4 n threads up to kLargestHeld.
+__device__ inline bool FactorCholesky(const Team& team, int n, double* a, int ld, double* lines) {
+  if (n <= kSolverSide) return FactorHeld<4, 1>(team, n, a, ld, lines);
+  if (n <= 2 * kSolverSide) return FactorHeld<4, 2>(team, n, a, ld, lines);
+  if (n <= kLargestHeld) return FactorHeld<4, 4>(team, n, a, ld, lines);
   const int down = team.rank / kSolverSide;
   const int across = team.rank % kSolverSide;
   const int height = team.size / kSolverSide;
@@ -74,10 +230,13 @@ __device__ inline bool FactorCholesky(const Team& team, int n, double* a, int ld
 }
 
 // a := a^-1 up to order: the inverse's entry (k, pivots[j]) is left at (pivots[k], j). Gauss-Jordan
-// with the largest pivot of each column. False where one is 0 or not finite. `line`: 2n doubles,
-// `pivots`: n ints that all threads can see.
+// with the largest pivot of each column. False where one is 0 or not finite. `line`: 3n doubles,
+// `pivots`: n ints, both in shared memory.
 __device__ inline bool InvertInPlace(const Team& team, int n, double* a, int ld, double* line,
                                      int* pivots) {
+  if (n <= kSolverSide) return InvertHeld<4, 1>(team, n, a, ld, line, pivots);
+  if (n <= 2 * kSolverSide) return InvertHeld<4, 2>(team, n, a, ld, line, pivots);
+  if (n <= kLargestHeld) return InvertHeld<4, 4>(team, n, a, ld, line, pivots);
   const int down = team.rank / kSolverSide;
   const int across = team.rank % kSolverSide;
   const int height = team.size / kSolverSide;

@@ -77,7 +77,7 @@ struct Workspace {
   double* norms;
   double* values;
   double* scales;
-  double* line;  // 2n
+  double* line;  // 3n
   double* warps;
   Rotation* rotations;
   int* order;
@@ -89,7 +89,7 @@ struct Workspace {
   double* v;
 };
 
-__host__ __device__ constexpr int LineDoubles(int n) { return 8 * n + 36; }
+__host__ __device__ constexpr int LineDoubles(int n) { return 9 * n + 36; }
 __host__ __device__ constexpr int64_t MatrixDoubles(int n) {
   return int64_t{3} * n * RowStride(n) + int64_t{2} * n * ColumnStride(n);
 }
@@ -103,7 +103,7 @@ __device__ Workspace Divide(int n, double* lines, double* matrices) {
   w.values = w.norms + n;
   w.scales = w.values + n;
   w.line = w.scales + n;
-  w.warps = w.line + 2 * n;
+  w.warps = w.line + 3 * n;
   w.order = reinterpret_cast<int*>(w.warps + 32);
   w.pivots = w.order + n;
   w.lw = matrices;
@@ -124,7 +124,7 @@ __device__ void LoadGram(const BlockProblem& p, int64_t block, int64_t blocks, d
     if (c > r) continue;
     const double* const entry = from + (p.reversed ? (n - 1 - c) * n + n - 1 - r : i);
     double sum = 0.0;
-#pragma unroll 8
+#pragma unroll 32
     for (int64_t part = 0; part < p.parts; ++part) sum += entry[part * p.part_stride];
     to[r * n + c] = to[c * n + r] = sum / p.rows;
   }
@@ -153,7 +153,8 @@ __device__ double FactorMarginal(const BlockProblem& p, int64_t block, const Wor
     LoadDamped(n, w.g, n, damping, p.weight_floor, w.lw, w.row_stride);
     LoadDamped(n, mx, p.moment_ld, damping, p.moment_floor, w.lx, w.row_stride);
     __syncthreads();
-    const bool factored = FactorCholesky(HalfBlock(), n, InFirstHalf() ? w.lw : w.lx, w.row_stride);
+    const bool factored = FactorCholesky(HalfBlock(), n, InFirstHalf() ? w.lw : w.lx, w.row_stride,
+                                         InFirstHalf() ? w.line : w.norms);
     if (__syncthreads_and(factored) != 0) return damping;
     if (damping >= kMaxDamping) return -1.0;
   }
@@ -217,7 +218,7 @@ __device__ bool LoadConditionalFactor(const BlockProblem& p, int64_t block, int6
     w.lx[r * w.row_stride + c] = value;
   }
   __syncthreads();
-  return !p.reversed || FactorCholesky(WholeBlock(), n, w.lx, w.row_stride);
+  return !p.reversed || FactorCholesky(WholeBlock(), n, w.lx, w.row_stride, w.line);
 }
 
 // t = Mw L, lw = L^T Mw L: mean products of y's rows.
@@ -251,7 +252,7 @@ __device__ double Trace(int n, const double* a, int ld) {
 // G with G^T G = y y^T / R and V = I. False where that is singular: then G is y y^T / R itself.
 __device__ bool FactorProjected(int n, const Workspace& w) {
   const int rows = w.row_stride;
-  const bool definite = FactorCholesky(WholeBlock(), n, w.lw, rows);
+  const bool definite = FactorCholesky(WholeBlock(), n, w.lw, rows, w.line);
   if (!definite) ProjectGram(n, w);
   for (int i = Thread(); i < n * n; i += Threads()) {
     const int column = i / n;
@@ -425,6 +426,7 @@ struct CouplingSpace {
   double* lower;
   double* half;
   double* moment;
+  double* lines;  // 2n
 };
 // `size` 0: T = I.
 __device__ bool CoupleUnit(const Team& team, int n, int size, const float* tx, const double* factor,
@@ -464,7 +466,7 @@ __device__ bool CoupleUnit(const Team& team, int n, int size, const float* tx, c
           (c <= r ? moment[r * stride + c] : 0.0) + (c == r ? jitter * mean : 0.0);
     }
     team.Sync();
-    coupled = FactorCholesky(team, n, lower, stride);
+    coupled = FactorCholesky(team, n, lower, stride, space.lines);
   }
   for (int i = team.rank; i < n * n; i += team.size) {
     const int r = i / n;
@@ -536,7 +538,7 @@ __device__ BlockState SolveBlock(const BlockProblem& p, int64_t block, int64_t b
   const bool inverts = InFirstHalf();
   const bool done = inverts ? StoreInverseTransposed(HalfBlock(), n, w, tw)
                             : CoupleUnit(HalfBlock(), n, n, tx, p.unit_factor, p.unit_factor_ld,
-                                         p.reversed, {w.lw, w.lx, w.g}, p.coupling);
+                                         p.reversed, {w.lw, w.lx, w.g, w.norms}, p.coupling);
   if (__syncthreads_and(done || !inverts) == 0) return BlockState::kBeyondFloat32;
   return __syncthreads_and(done || inverts) != 0 ? BlockState::kSolved : BlockState::kNotCoupled;
 }
@@ -602,7 +604,8 @@ __global__ void __launch_bounds__(256) CoupleUnitsKernel(UnitProblem p) {
   double* const second = shared + p.width * RowStride(p.width);
   const bool coupled = CoupleUnit(WholeBlock(), p.width, p.size, p.tx + first * p.size,
                                   p.factor + begin * (p.ld + 1), p.ld, p.reversed,
-                                  {shared, second, second + p.width * RowStride(p.width)},
+                                  {shared, second, second + p.width * RowStride(p.width),
+                                   second + 2 * p.width * RowStride(p.width)},
                                   p.coupling + unit * p.width * p.width);
   if (Thread() == 0) {
     p.states[unit] = coupled ? BlockState::kSolved : BlockState::kNotCoupled;
@@ -713,7 +716,7 @@ cudaError_t LaunchConditions(cudaStream_t stream, int size, int64_t blocks, cons
 cudaError_t LaunchCoupleUnits(cudaStream_t stream, const UnitProblem& problem, int64_t units) {
   if (units == 0) return cudaSuccess;
   if (problem.width > kLargestCoupled) return cudaErrorInvalidValue;
-  const int64_t doubles = int64_t{3} * problem.width * RowStride(problem.width);
+  const int64_t doubles = int64_t{3} * problem.width * RowStride(problem.width) + 2 * problem.width;
   return LaunchWith<UnitProblem>(stream, CoupleUnitsKernel, problem, units, 256, doubles);
 }
 
