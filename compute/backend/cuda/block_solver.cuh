@@ -340,9 +340,12 @@ __device__ inline ColumnPair PairOf(int even, int round, int pair) {
 // the columns of v along; v may be null. The first half of the threads finds the rotations, the
 // second half applies those of the round before to v. `norms`: n doubles, `rotations`: 2 (n + 1),
 // all in shared memory. kLanes threads hold a column, kEntries entries each: n <= kLanes kEntries.
-template <int kLanes, int kEntries>
-__device__ void OrthogonalizeColumns(int n, double* g, double* v, int ld, double* norms,
+// kExact: n is that product and ld is ColumnStride(n), which saves index arithmetic.
+template <int kLanes, int kEntries, bool kExact>
+__device__ void OrthogonalizeColumns(int given_n, double* g, double* v, int given_ld, double* norms,
                                      Rotation* rotations) {
+  const int n = kExact ? kLanes * kEntries : given_n;
+  const int ld = kExact ? ColumnStride(kLanes * kEntries) : given_ld;
   constexpr int kMaxSweeps = 60;
   // As in the CPU's: what is below is orthogonal.
   constexpr double kOrthogonal = 4 * 2.220446049250313e-16;

@@ -274,8 +274,14 @@ __device__ void DecomposeSingular(int n, const Workspace& w, bool vectors) {
     w.g[i / n * w.column_stride + i % n] *= 1.0 / power;
   }
   __syncthreads();
-  OrthogonalizeColumns<kLanes, kEntries>(n, w.g, vectors ? w.v : nullptr, w.column_stride, w.norms,
-                                         w.rotations);
+  double* const along = vectors ? w.v : nullptr;
+  if (n == kLanes * kEntries) {
+    OrthogonalizeColumns<kLanes, kEntries, true>(n, w.g, along, w.column_stride, w.norms,
+                                                 w.rotations);
+  } else {
+    OrthogonalizeColumns<kLanes, kEntries, false>(n, w.g, along, w.column_stride, w.norms,
+                                                  w.rotations);
+  }
   for (int i = Thread(); i < n; i += Threads()) {
     w.order[i] = i;
     w.values[i] = 0.0;
