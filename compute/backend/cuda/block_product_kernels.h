@@ -22,9 +22,9 @@ cudaError_t LaunchApplyTransposedBlocks(cudaStream_t stream, int64_t block_size,
 cudaError_t LaunchTransformedAmax(cudaStream_t stream, int64_t block_size, const double* blocks,
                                   int64_t rows, int64_t cols, const double* from, double* amax);
 
-// to[c] = sum over the rows of (from T^T)[r, c]^2, in a fixed order. `partial`: TileRowCount(rows)
+// to[c] = sum over the rows of (from T^T)[r, c]^2, in a fixed order. `partial`: RowBlockCount(rows)
 // x cols.
-int64_t TileRowCount(int64_t rows);
+int64_t RowBlockCount(int64_t rows);
 cudaError_t LaunchTransformedColumnSquares(cudaStream_t stream, int64_t block_size,
                                            const double* blocks, int64_t rows, int64_t cols,
                                            const double* from, double* partial, double* to);

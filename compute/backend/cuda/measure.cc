@@ -49,7 +49,7 @@ absl::StatusOr<std::vector<double>> TransformedSquares(CudaStream& stream,
   const int64_t rows = weight.dim(0);
   const int64_t cols = weight.dim(1);
   const auto* w = DeviceData<double>(weight);
-  const int64_t slices = transform.identity ? kColumnSlices : TileRowCount(rows);
+  const int64_t slices = transform.identity ? kColumnSlices : RowBlockCount(rows);
   auto buffer = DeviceBuffer<double>::Allocate(stream, (slices + 1) * cols);
   if (!buffer.ok()) return buffer.status();
   double* const to = buffer->data() + slices * cols;

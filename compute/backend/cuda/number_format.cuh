@@ -11,6 +11,15 @@
 // Multiplications that an addition may follow are spelled __dmul_rn, so that they are not fused.
 namespace quantd::compute {
 
+// `spec` with what a kernel was built for; `kRule` < 0: any rule.
+template <int kRule>
+__device__ inline FormatSpec Specialized(FormatSpec spec) {
+  if (kRule < 0) return spec;
+  spec.rule = static_cast<FormatSpec::Rule>(kRule);
+  if (kRule <= static_cast<int>(FormatSpec::Rule::kNvfp4Mse)) spec.bits = 4;
+  return spec;
+}
+
 // --- E4M3, E8M0, BF16 --------------------------------------------------------------------------
 
 __device__ inline uint64_t BitsOf(double value) {
@@ -177,6 +186,23 @@ __device__ inline uint32_t StoredScale(const FormatSpec& spec, double scale, dou
   }
 }
 
+// Stores it as element `at`.
+__device__ inline void StoreScale(const FormatSpec& spec, double scale, double global, int64_t at,
+                                  uint8_t* scales) {
+  const uint32_t stored = StoredScale(spec, scale, global);
+  switch (spec.rule) {
+    case FormatSpec::Rule::kFp8:
+      reinterpret_cast<uint32_t*>(scales)[at] = stored;
+      return;
+    case FormatSpec::Rule::kIntegerAmax:
+    case FormatSpec::Rule::kIntegerGaussian:
+      reinterpret_cast<uint16_t*>(scales)[at] = static_cast<uint16_t>(stored);
+      return;
+    default:
+      scales[at] = static_cast<uint8_t>(stored);
+  }
+}
+
 // (value - step * E2M1(value / step))^2, `factor` = 1 / step.
 __device__ inline double SquaredErrorE2m1(double value, double step, double factor) {
   const double m = fabs(value);
@@ -190,9 +216,10 @@ __device__ inline double SquaredErrorE2m1(double value, double step, double fact
 }
 
 // --- Groups of a row ---------------------------------------------------------------------------
-// A group lies in kLanes (a power of two) neighbouring lanes of a warp, kValues in each, one lane
-// after the other; shorter groups end with zeros. Every lane of the warp calls and gets the result
-// of its group.
+// A group lies in kLanes (a power of two) neighbouring lanes of a warp, kValues in each; shorter
+// groups end with zeros. Every lane of the warp calls and gets the result of its group. Lanes hold
+// columns one after the other or, kPaired (4 lanes, 4 values), as tensor cores leave a row of 16:
+// lane q the columns 2q, 2q + 1, 2q + 8 and 2q + 9.
 
 template <int kLanes>
 __device__ inline double MaxOverLanes(double value) {
@@ -220,58 +247,127 @@ __device__ inline double GroupAmax(const double (&values)[kValues]) {
   return MaxOverLanes<kLanes>(amax);
 }
 
-// The sum of 16 terms by pairs, over bits 2, 3, 1 and 0 of their index: the order of the CPU's
+// The sum of 16 terms by pairs, over bits 2, 3, 1 and 0 of their column: the order of the CPU's
 // vectors. Destroys `terms`.
-template <int kLanes, int kValues>
+template <int kLanes, int kValues, bool kPaired>
 __device__ inline double SumOf16(double (&terms)[kValues]) {
-  static_assert(kLanes * kValues == 16);
-  constexpr int kBits[] = {4, 8, 2, 1};
+  static_assert(kLanes * kValues == 16 && (!kPaired || kLanes == 4));
+  // Which bit of the lane, and which of the index, is this bit of the column.
+  constexpr int kLaneBits[] = {kPaired ? 2 : 4 / kValues, kPaired ? 0 : 8 / kValues,
+                               kPaired ? 1 : 2 / kValues, kPaired ? 0 : 1 / kValues};
+  constexpr int kIndexBits[] = {4, kPaired ? 2 : 8, 2, 1};
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const int bit = kBits[step];
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
-      if (bit >= kValues) {
-        terms[i] = __dadd_rn(terms[i], __shfl_xor_sync(0xffffffffu, terms[i], bit / kValues));
-      } else if ((i & bit) == 0) {
-        terms[i] = __dadd_rn(terms[i], terms[i + bit]);
+      if (kLaneBits[step] > 0) {
+        terms[i] = __dadd_rn(terms[i], __shfl_xor_sync(0xffffffffu, terms[i], kLaneBits[step]));
+      } else if ((i & kIndexBits[step]) == 0) {
+        terms[i] = __dadd_rn(terms[i], terms[i + kIndexBits[step]]);
       }
     }
   }
   return terms[0];
 }
 
-// NVFP4's search: of the codes around the plain one, in order of preference, the one of least
-// squared error.
-template <int kLanes, int kValues>
-__device__ inline double SearchScale(const double (&values)[kValues], double amax, double global) {
-  if (amax == 0.0) amax = 0x1p-1022;  // lanes stay together; its scale is not used
-  const int plain = static_cast<int>(max(EncodeE4m3(__dmul_rn(amax, global) / 6.0), 1u));
+// The k-th code that NVFP4's search tries, in order of preference; `plain` is always valid.
+constexpr int kSearched = 7;
+__device__ inline int SearchedCode(int plain, int k) {
   constexpr uint32_t kOffsets = 0x0126354;  // 0, 1, -1, 2, -2, -3, -4: four bits each, plus 4
+  return plain + static_cast<int>((kOffsets >> (4 * k)) & 15) - 4;
+}
+__device__ inline bool IsScaleCode(int code) { return code >= 1 && code <= 0x7e; }
+
+// By float64, as the CPU does it.
+template <int kLanes, int kValues, bool kPaired>
+__device__ inline int SearchExactly(const double (&values)[kValues], int plain, double global) {
   double least = INFINITY;
-  double best = 0.0;
+  int best = plain;
 #pragma unroll 1
-  for (int k = 0; k < 7; ++k) {
-    const int code = plain + static_cast<int>((kOffsets >> (4 * k)) & 15) - 4;
-    const bool valid = code >= 1 && code <= 0x7e;
+  for (int k = 0; k < kSearched; ++k) {
+    const int code = SearchedCode(plain, k);
+    const bool valid = IsScaleCode(code);
     const double step = DecodeE4m3(static_cast<uint32_t>(valid ? code : plain)) / global;
     const double factor = 1.0 / step;
     double terms[kValues];
 #pragma unroll
     for (int i = 0; i < kValues; ++i) terms[i] = SquaredErrorE2m1(values[i], step, factor);
-    const double error = SumOf16<kLanes, kValues>(terms);
-    if (k == 0 || (valid && error < least)) {
+    const double error = SumOf16<kLanes, kValues, kPaired>(terms);
+    if (valid && error < least) {
       least = error;
-      best = step;
+      best = code;
     }
   }
   return best;
 }
 
+// (magnitude - step * E2M1(magnitude / step))^2 in float32, magnitudes below 2^20.
+__device__ inline float RoughSquaredError(float magnitude, float step, float factor) {
+  const float scaled = magnitude * factor;
+  // 1.5 * 2^22 times the leading power of two, at least 1, leaves one bit behind it.
+  const float magic = __uint_as_float((__float_as_uint(fmaxf(scaled, 1.0f)) & 0xff800000u) +
+                                      ((22u << 23) | 0x400000u));
+  const float rounded = fminf(__fsub_rn(__fadd_rn(scaled, magic), magic), 6.0f);
+  const float error = fmaf(-rounded, step, magnitude);
+  return error * error;
+}
+
+__device__ inline float RoughE4m3(int code) {
+  return code < 8 ? static_cast<float>(code) * 0x1p-9f
+                  : __uint_as_float((static_cast<uint32_t>(code) << 20) + ((127u - 7u) << 23));
+}
+
+// NVFP4's search: of the codes around the plain one the one of least squared error. In units of the
+// plain step float32 has the magnitudes to 1e-6 and the errors of a group, E, to 2e-5 sqrt(E);
+// where the two best are nearer than that, the warp searches by float64.
+template <int kLanes, int kValues, bool kPaired>
+__device__ inline double SearchScale(const double (&values)[kValues], double amax, double global) {
+  const double known = amax > 0.0 ? amax : 0x1p-1022;  // lanes stay together
+  const int plain = static_cast<int>(max(EncodeE4m3(__dmul_rn(known, global) / 6.0), 1u));
+  const double factor = global / DecodeE4m3(static_cast<uint32_t>(plain));
+  const float plain_value = RoughE4m3(plain);
+  const float plain_factor = 1.0f / plain_value;
+  float magnitudes[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    magnitudes[i] = static_cast<float>(fmin(fabs(values[i]) * factor, 1e6));
+  }
+  float least = INFINITY;
+  float second = INFINITY;
+  int best = plain;
+#pragma unroll
+  for (int k = 0; k < kSearched; ++k) {
+    const int code = SearchedCode(plain, k);
+    const bool valid = IsScaleCode(code);
+    const float value = valid ? RoughE4m3(code) : plain_value;
+    const float step = value * plain_factor;
+    const float step_factor = __fdividef(plain_value, value);
+    float error = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      error += RoughSquaredError(magnitudes[i], step, step_factor);
+    }
+#pragma unroll
+    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+      error += __shfl_xor_sync(0xffffffffu, error, lanes);
+    }
+    error = valid ? error : INFINITY;
+    second = fminf(second, fmaxf(error, least));
+    best = error < least ? code : best;
+    least = fminf(least, error);
+  }
+  // False for Inf and NaN.
+  const bool certain = second - least > 4e-5f * sqrtf(second) + 1e-6f || amax == 0.0;
+  if (!__all_sync(0xffffffffu, certain)) {
+    best = SearchExactly<kLanes, kValues, kPaired>(values, plain, global);
+  }
+  return DecodeE4m3(static_cast<uint32_t>(best)) / global;
+}
+
 // The scale of a group that is one row high, exactly as decoded. kIntegerGaussian sums its squares
 // in another order than the CPU, so that one scale in about 2^45 may be the neighbouring BF16.
 // kNvfp4Mse takes groups of kLanes * kValues = 16.
-template <int kLanes, int kValues>
+template <int kLanes, int kValues, bool kPaired = false>
 __device__ inline double GroupScale(const FormatSpec& spec, const double (&values)[kValues],
                                     double global) {
   const double amax = GroupAmax<kLanes, kValues>(values);
@@ -285,7 +381,7 @@ __device__ inline double GroupScale(const FormatSpec& spec, const double (&value
   }
   if constexpr (kLanes * kValues == 16) {
     if (spec.rule == FormatSpec::Rule::kNvfp4Mse) {
-      const double best = SearchScale<kLanes, kValues>(values, amax, global);
+      const double best = SearchScale<kLanes, kValues, kPaired>(values, amax, global);
       return amax > 0.0 ? best : 0.0;
     }
   }

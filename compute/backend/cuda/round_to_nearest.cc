@@ -7,6 +7,7 @@
 #include "compute/backend/cuda/block_product_kernels.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/rounding_kernels.h"
+#include "compute/backend/cuda/transformed_rounding_kernels.h"
 
 namespace quantd::compute {
 namespace {

@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "compute/backend/cuda/block_product.cuh"
 #include "compute/backend/cuda/number_format.cuh"
 #include "compute/backend/cuda/rounding_kernels.h"
 
@@ -11,22 +10,6 @@ using Rule = FormatSpec::Rule;
 
 constexpr int kThreads = 256;
 constexpr int kRun = 8;  // codes that a thread packs: whole bytes for any bits
-
-__device__ void StoreScale(const FormatSpec& spec, double scale, double global, int64_t at,
-                           uint8_t* scales) {
-  const uint32_t stored = StoredScale(spec, scale, global);
-  switch (spec.rule) {
-    case Rule::kFp8:
-      reinterpret_cast<uint32_t*>(scales)[at] = stored;
-      return;
-    case Rule::kIntegerAmax:
-    case Rule::kIntegerGaussian:
-      reinterpret_cast<uint16_t*>(scales)[at] = static_cast<uint16_t>(stored);
-      return;
-    default:
-      scales[at] = static_cast<uint8_t>(stored);
-  }
-}
 
 // The low bytes of `packed`, those of codes [at, at + count) of a row.
 __device__ void StoreCodes(uint64_t packed, int bits, int count, uint8_t* to) {
@@ -66,14 +49,6 @@ __global__ void AmaxKernel(int64_t count, const double* values, unsigned long lo
 }
 
 // --- Groups of 16, 32, .. 256 columns of a row: kLanes threads with kRun values each ------------
-
-// `kRule` < 0: any rule.
-template <int kRule>
-__device__ FormatSpec Specialized(FormatSpec spec) {
-  if (kRule >= 0) spec.rule = static_cast<Rule>(kRule);
-  if (kRule >= 0 && kRule <= static_cast<int>(Rule::kNvfp4Mse)) spec.bits = 4;
-  return spec;
-}
 
 template <int kLanes, int kRule>
 __global__ void __launch_bounds__(kThreads)
@@ -222,86 +197,6 @@ bool IsGroupOfRuns(const FormatSpec& spec, int64_t cols) {
          lanes >= 2 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
 }
 
-// --- Transformed tiles --------------------------------------------------------------------------
-
-constexpr int kHalf = 16;  // columns of a tile that a thread rounds: a row has two
-static_assert(kTileCols == 2 * kHalf && kTileRows * 2 == kTileThreads);
-
-// Rounds the thread's half row of the tile in place to what it decodes to.
-template <int kGroup>
-__device__ void RoundHalfRow(const FormatSpec& spec, double global, int64_t rows, int64_t cols,
-                             int64_t row0, int64_t col0, const RoundedMatrix& to,
-                             TileOperands& tile) {
-  const int half = threadIdx.x % 2;
-  const int64_t r = row0 + threadIdx.x / 2;
-  const int64_t c = col0 + half * kHalf;
-  double* const values = &tile.rows[threadIdx.x / 2][half * kHalf];
-  double v[kHalf];
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) v[i] = values[i];
-  const double scale = GroupScale<kGroup / kHalf, kHalf>(spec, v, global);  // all lanes take part
-  if (r < rows && c < cols && c % kGroup == 0) {
-    StoreScale(spec, scale, global, (r * cols + c) / kGroup, to.scales);
-  }
-  const double factor = RoundingFactor(scale);
-#pragma unroll
-  for (int run = 0; run < kHalf / kRun; ++run) {
-    uint64_t packed = 0;
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      const uint32_t code = RoundElement(spec, v[run * kRun + i], factor);
-      packed |= uint64_t{code} << (i * spec.bits);
-      values[run * kRun + i] = DecodeElement(spec, code, scale);
-    }
-    if (r < rows && c < cols) {
-      StoreCodes(packed, spec.bits, kRun,
-                 to.codes + (r * cols + c + run * kRun) / kRun * spec.bits);
-    }
-  }
-}
-
-template <int kGroup, int kRule>
-__global__ void __launch_bounds__(kTileThreads)
-    RoundTransformedKernel(FormatSpec given, double global, BlockStackView<double> tw,
-                           BlockStackView<float> tx, int64_t rows, int64_t cols,
-                           const double* weight, RoundedMatrix to, double* dequantized) {
-  __shared__ TileOperands tile;
-  const FormatSpec spec = Specialized<kRule>(given);
-  const int64_t col0 = int64_t{blockIdx.x} * kTileCols;
-  const int64_t row0 = int64_t{blockIdx.y} * kTileRows;
-  const int64_t width = min(int64_t{kTileCols}, cols - col0);
-  LoadRows(weight, rows, cols, row0, col0, width, tile);
-  LoadBlock<false>(tw, cols, col0, 0, 0, tile);
-  __syncthreads();
-  {
-    TileSums sums = {};
-    MultiplyTile(tile, sums);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-#pragma unroll
-      for (int j = 0; j < kColsPerThread; ++j) tile.rows[TileRow(i)][TileCol(j)] = sums[i][j];
-    }
-  }
-  __syncthreads();
-  RoundHalfRow<kGroup>(spec, global, rows, cols, row0, col0, to, tile);
-  LoadBlock<true>(tx, cols, col0, 0, 0, tile);
-  __syncthreads();
-  TileSums sums = {};
-  MultiplyTile(tile, sums);
-#pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) {
-    const int64_t r = row0 + TileRow(i);
-#pragma unroll
-    for (int j = 0; j < kColsPerThread; ++j) {
-      const int64_t c = TileCol(j);
-      if (r >= rows || c >= width) continue;
-      dequantized[r * cols + col0 + c] = sums[i][j];
-      to.decoded[r * cols + col0 + c] = tile.rows[TileRow(i)][c];
-    }
-  }
-}
-
 }  // namespace
 
 cudaError_t LaunchAmax(cudaStream_t stream, int64_t count, const double* values, double* amax) {
@@ -357,39 +252,6 @@ cudaError_t LaunchRound(cudaStream_t stream, const FormatSpec& spec, double glob
       return LaunchRoundGroups<16>(stream, spec, global, rows * cols, values, to);
     default:
       return LaunchRoundGroups<32>(stream, spec, global, rows * cols, values, to);
-  }
-}
-
-bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size, int64_t cols) {
-  return cols % spec.grid_cols == 0 && kTileCols % block_size == 0 && spec.grid_rows == 1 &&
-         (spec.grid_cols == 16 || spec.grid_cols == 32);
-}
-
-cudaError_t LaunchRoundTransformed(cudaStream_t stream, const FormatSpec& spec, double global,
-                                   const RoundingTransform& transform, int64_t rows, int64_t cols,
-                                   const double* weight, const RoundedMatrix& to,
-                                   double* dequantized) {
-  if (rows == 0 || cols == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>((cols + kTileCols - 1) / kTileCols),
-                  static_cast<unsigned>((rows + kTileRows - 1) / kTileRows));
-  const auto launch = [&](auto kernel) {
-    kernel<<<grid, kTileThreads, 0, stream>>>(
-        spec, global, ViewBlocks(transform.tw, transform.block_size),
-        ViewBlocks(transform.tx, transform.block_size), rows, cols, weight, to, dequantized);
-    return cudaGetLastError();
-  };
-  switch (spec.rule) {
-    case Rule::kMxfp4Noclip:
-      return launch(RoundTransformedKernel<32, static_cast<int>(Rule::kMxfp4Noclip)>);
-    case Rule::kMxfp4Ocp:
-      return launch(RoundTransformedKernel<32, static_cast<int>(Rule::kMxfp4Ocp)>);
-    case Rule::kNvfp4Amax:
-      return launch(RoundTransformedKernel<16, static_cast<int>(Rule::kNvfp4Amax)>);
-    case Rule::kNvfp4Mse:
-      return launch(RoundTransformedKernel<16, static_cast<int>(Rule::kNvfp4Mse)>);
-    default:
-      return spec.grid_cols == 16 ? launch(RoundTransformedKernel<16, -1>)
-                                  : launch(RoundTransformedKernel<32, -1>);
   }
 }
 

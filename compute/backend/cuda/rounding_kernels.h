@@ -35,17 +35,4 @@ cudaError_t LaunchGroupScales(cudaStream_t stream, const FormatSpec& spec, doubl
 cudaError_t LaunchStoreScales(cudaStream_t stream, const FormatSpec& spec, double global,
                               int64_t count, const double* scales, uint8_t* to);
 
-// Round to nearest in one pass: W' = W Tw^T by blocks is rounded as above, and
-// dequantized = decoded Tx. For blocks and groups that CanRoundTransformed.
-struct RoundingTransform {
-  int64_t block_size = 0;
-  const double* tw = nullptr;
-  const float* tx = nullptr;
-};
-bool CanRoundTransformed(const FormatSpec& spec, int64_t block_size, int64_t cols);
-cudaError_t LaunchRoundTransformed(cudaStream_t stream, const FormatSpec& spec, double global,
-                                   const RoundingTransform& transform, int64_t rows, int64_t cols,
-                                   const double* weight, const RoundedMatrix& to,
-                                   double* dequantized);
-
 }  // namespace quantd::compute
