@@ -10,6 +10,7 @@
 #include "compute/backend/cuda/matrix_kernels.h"
 #include "compute/backend/cuda/measure_kernels.h"
 #include "compute/backend/cuda/round_to_nearest.h"
+#include "compute/backend/cuda/split_product.h"
 
 namespace quantd::compute {
 namespace {
@@ -92,9 +93,10 @@ absl::StatusOr<DeviceTensor> CudaComputeOutputs(CudaStream& stream, const Device
   const int64_t rows = weight.dim(0);
   absl::StatusOr<NewTensor<double>> outputs = NewDoubles(stream, {tokens, rows});
   if (!outputs.ok()) return outputs.status();
-  absl::Status status =
-      MultiplyTransposed(stream, tokens, rows, weight.dim(1), DeviceData<double>(sample),
-                         DeviceData<double>(weight), outputs->data);
+  const auto multiply =
+      CanSplitOutputs(tokens, rows, weight.dim(1)) ? MultiplyOutputsSplit : MultiplyTransposed;
+  absl::Status status = multiply(stream, tokens, rows, weight.dim(1), DeviceData<double>(sample),
+                                 DeviceData<double>(weight), outputs->data);
   if (!status.ok()) return status;
   return std::move(outputs->tensor);
 }

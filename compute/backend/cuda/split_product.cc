@@ -9,26 +9,62 @@
 namespace quantd::compute {
 namespace {
 
-constexpr int64_t kPiece = 1024;
+constexpr int64_t kMomentPiece = 1024;
+constexpr int64_t kOutputPiece = 2048;
 // Multiply-adds from which on the detour pays.
-constexpr int64_t kLeastWork = int64_t{5} << 30;
+constexpr int64_t kLeastMomentWork = int64_t{5} << 30;
+constexpr int64_t kLeastOutputWork = int64_t{8} << 30;
 
-// product = alpha left[:, begin : begin + inner] k[begin : begin + inner, :] + beta product, k
-// being symmetric.
-absl::Status AddPiece(CudaStream& stream, int64_t rows, int64_t cols, int64_t begin, int64_t inner,
-                      float alpha, const __half* left, const __half* k, float beta,
-                      float* product) {
-  return ToStatus(
-      cublasGemmEx_64(stream.blas(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, inner, &alpha, k + begin,
-                      CUDA_R_16F, cols, left + begin, CUDA_R_16F, cols, &beta, product, CUDA_R_32F,
-                      cols, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "half-precision product");
-}
+// product (rows x cols) = alpha left right^T + beta product, over the columns [begin, begin +
+// inner) of left (rows x pitch) and right (cols x pitch).
+struct HalfProduct {
+  int64_t rows;
+  int64_t cols;
+  int64_t pitch;
+  const __half* left;
+  const __half* right;
+
+  absl::Status Add(CudaStream& stream, int64_t begin, int64_t inner, float alpha, float beta,
+                   float* product) const {
+    return ToStatus(
+        cublasGemmEx_64(stream.blas(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, inner, &alpha,
+                        right + begin, CUDA_R_16F, pitch, left + begin, CUDA_R_16F, pitch, &beta,
+                        product, CUDA_R_32F, cols, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+        "half-precision product");
+  }
+};
+
+// The rows of a matrix: scale (high + low / kLowScale).
+struct SplitRows {
+  DeviceBuffer<__half> high;
+  DeviceBuffer<__half> low;
+  DeviceBuffer<double> scale;
+
+  static absl::StatusOr<SplitRows> Create(CudaStream& stream, int64_t rows, int64_t cols,
+                                          const double* from) {
+    auto high = DeviceBuffer<__half>::Allocate(stream, rows * cols);
+    if (!high.ok()) return high.status();
+    auto low = DeviceBuffer<__half>::Allocate(stream, rows * cols);
+    if (!low.ok()) return low.status();
+    auto scale = DeviceBuffer<double>::Allocate(stream, rows);
+    if (!scale.ok()) return scale.status();
+    absl::Status status = ToStatus(
+        LaunchSplitRows(stream.get(), rows, cols, from, high->data(), low->data(), scale->data()),
+        "splitting a matrix");
+    if (!status.ok()) return status;
+    return SplitRows{*std::move(high), *std::move(low), *std::move(scale)};
+  }
+};
 
 }  // namespace
 
-bool CanSplit(int64_t rows, int64_t cols) {
-  return cols % kSplitAlignment == 0 && rows * cols >= kLeastWork / cols;
+bool CanSplitMoment(int64_t rows, int64_t cols) {
+  return cols % kSplitAlignment == 0 && cols <= kMostScaledCols &&
+         rows * cols >= kLeastMomentWork / cols;
+}
+
+bool CanSplitOutputs(int64_t tokens, int64_t rows, int64_t cols) {
+  return cols % kSplitAlignment == 0 && tokens * rows >= kLeastOutputWork / cols;
 }
 
 absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTensor& moment,
@@ -64,20 +100,42 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
 
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product) {
-  if (moment.low.size() == 0) {
-    return AddPiece(stream, rows, cols, 0, cols, 1.0f, left, moment.high.data(), 0.0f, product);
-  }
-  for (int64_t begin = 0; begin < cols; begin += kPiece) {
-    const int64_t inner = std::min(kPiece, cols - begin);
-    absl::Status status = AddPiece(stream, rows, cols, begin, inner, 1.0f / kLowScale, left,
-                                   moment.low.data(), begin == 0 ? 0.0f : 1.0f, product);
-    if (status.ok()) {
-      status =
-          AddPiece(stream, rows, cols, begin, inner, 1.0f, left, moment.high.data(), 1.0f, product);
-    }
+  const HalfProduct high = {rows, cols, cols, left, moment.high.data()};
+  if (moment.low.size() == 0) return high.Add(stream, 0, cols, 1.0f, 0.0f, product);
+  const HalfProduct low = {rows, cols, cols, left, moment.low.data()};
+  for (int64_t begin = 0; begin < cols; begin += kMomentPiece) {
+    const int64_t inner = std::min(kMomentPiece, cols - begin);
+    absl::Status status =
+        low.Add(stream, begin, inner, 1.0f / kLowScale, begin == 0 ? 0.0f : 1.0f, product);
+    if (status.ok()) status = high.Add(stream, begin, inner, 1.0f, 1.0f, product);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+absl::Status MultiplyOutputsSplit(CudaStream& stream, int64_t tokens, int64_t rows, int64_t cols,
+                                  const double* sample, const double* weight, double* outputs) {
+  const absl::StatusOr<SplitRows> x = SplitRows::Create(stream, tokens, cols, sample);
+  if (!x.ok()) return x.status();
+  const absl::StatusOr<SplitRows> w = SplitRows::Create(stream, rows, cols, weight);
+  if (!w.ok()) return w.status();
+  auto product = DeviceBuffer<float>::Allocate(stream, tokens * rows);
+  if (!product.ok()) return product.status();
+  const HalfProduct low_high = {tokens, rows, cols, x->low.data(), w->high.data()};
+  const HalfProduct high_low = {tokens, rows, cols, x->high.data(), w->low.data()};
+  const HalfProduct high = {tokens, rows, cols, x->high.data(), w->high.data()};
+  absl::Status status = low_high.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product->data());
+  if (status.ok()) {
+    status = high_low.Add(stream, 0, cols, 1.0f / kLowScale, 1.0f, product->data());
+  }
+  for (int64_t begin = 0; begin < cols && status.ok(); begin += kOutputPiece) {
+    status =
+        high.Add(stream, begin, std::min(kOutputPiece, cols - begin), 1.0f, 1.0f, product->data());
+  }
+  if (!status.ok()) return status;
+  return ToStatus(LaunchScaleOutputs(stream.get(), tokens, rows, product->data(), x->scale.data(),
+                                     w->scale.data(), outputs),
+                  "outputs");
 }
 
 }  // namespace quantd::compute

@@ -10,9 +10,13 @@
 #include "compute/backend/cuda/cuda_stream.h"
 #include "compute/backend/cuda/device_memory.h"
 
-// Products with a second moment on half-precision tensor cores, ten times as fast as in float64.
-// M = R (I + K) R with R = sqrt(diag M): what is large or matters most, the diagonal, stays outside
-// the product; K has entries in [-1, 1], which one half holds to 2^-12 and two to 2^-23.
+// Products on half-precision tensor cores, ten times as fast as in float64. The cores truncate what
+// they add up, so that a long sum comes out short, by up to 5e-5 of itself over 14336 terms and
+// 4e-6 over 1024.
+//
+// A second moment: M = R (I + K) R with R = sqrt(diag M): what is large or matters most, the
+// diagonal, stays outside the product; K has entries in [-1, 1], which one half holds to 2^-12 and
+// two to 2^-23.
 namespace quantd::compute {
 
 struct SplitMoment {
@@ -23,14 +27,19 @@ struct SplitMoment {
 };
 
 // Whether the product takes matrices of this size, and gains by it.
-bool CanSplit(int64_t rows, int64_t cols);
+bool CanSplitMoment(int64_t rows, int64_t cols);
 absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTensor& moment,
                                               bool with_low);
 
-// product (rows x C) = left K in float32 accumulation. Tensor cores truncate what they add up, so
-// that a long sum comes out short, by up to 5e-5 of itself over C = 14336; with low parts it is cut
-// into pieces of 1024, each short by at most 4e-6.
+// product (rows x C) = left K in float32 accumulation; with low parts the sum is cut into pieces of
+// 1024.
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product);
+
+// outputs (tokens x rows) = X W^T from two halves of either (22 bits of what is largest in a row),
+// cut into pieces of 2048: to 1e-5 of each output, nearly all of which is common to all of them.
+bool CanSplitOutputs(int64_t tokens, int64_t rows, int64_t cols);
+absl::Status MultiplyOutputsSplit(CudaStream& stream, int64_t tokens, int64_t rows, int64_t cols,
+                                  const double* sample, const double* weight, double* outputs);
 
 }  // namespace quantd::compute

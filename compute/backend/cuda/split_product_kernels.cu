@@ -33,49 +33,83 @@ __global__ void MomentRootsKernel(int64_t size, const double* moment, double* ro
   if (i < size) root[i] = sqrt(fmax(moment[i * (size + 1)], 0.0));
 }
 
-// Block y: a row; a thread takes kWide columns.
-__global__ void SplitCorrelationKernel(int64_t size, const double* moment, const double* root,
-                                       __half* high, __half* low, int* irregular) {
-  const int64_t c = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWide;
-  if (c >= size) return;
-  for (int64_t r = blockIdx.y; r < size; r += gridDim.y) {
+// One block a square on or below the diagonal, which also writes its mirror: M is read once, and
+// stands for its lower triangle. A thread takes kWide columns of a row.
+constexpr int kSquare = 64;
+constexpr int kSquareThreads = 256;
+
+struct SplitSquare {
+  float high[kSquare][kSquare + 1];
+  float low[kSquare][kSquare + 1];
+};
+
+__device__ void StoreFour(const float* from, int64_t stride, __half* to) {
+  const float v[kWide] = {from[0], from[stride], from[2 * stride], from[3 * stride]};
+  *reinterpret_cast<Half4*>(to) = Pack(v);
+}
+
+__global__ void __launch_bounds__(kSquareThreads)
+    SplitCorrelationKernel(int64_t size, const double* moment, const double* root, __half* high,
+                           __half* low, int* irregular) {
+  if (blockIdx.x > blockIdx.y) return;
+  __shared__ SplitSquare square;
+  constexpr int kPitch = kSquare + 1;
+  const int64_t row0 = int64_t{blockIdx.y} * kSquare;
+  const int64_t col0 = int64_t{blockIdx.x} * kSquare;
+  const int c = static_cast<int>(threadIdx.x) * kWide % kSquare;
+  for (int r = static_cast<int>(threadIdx.x) * kWide / kSquare; r < kSquare;
+       r += kSquareThreads * kWide / kSquare) {
+    if (row0 + r >= size || col0 + c >= size) continue;
     double m[kWide];
     double root_c[kWide];
-    Load4(moment + r * size + c, m);
-    Load4(root + c, root_c);
-    const double root_r = root[r];
-    float k_high[kWide];
-    float k_low[kWide];
+    Load4(moment + (row0 + r) * size + col0 + c, m);
+    Load4(root + col0 + c, root_c);
+    const double root_r = root[row0 + r];
     bool regular = true;
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
       const double product = root_r * root_c[i];
       double k = 0.0;
-      if (r != c + i) {
+      if (row0 + r != col0 + c + i) {
         if (product > 0.0) k = m[i] / product;
         regular = regular && fabs(k) <= 2.0 && (product > 0.0 || m[i] == 0.0);
       }
-      const float rounded = __half2float(__double2half(k));
-      k_high[i] = rounded;
-      k_low[i] = static_cast<float>((k - rounded) * kLowScale);
+      const float rounded = __half2float(__float2half_rn(static_cast<float>(k)));
+      square.high[r][c + i] = rounded;
+      square.low[r][c + i] = static_cast<float>((k - rounded) * kLowScale);
     }
-    *reinterpret_cast<Half4*>(high + r * size + c) = Pack(k_high);
-    if (low != nullptr) *reinterpret_cast<Half4*>(low + r * size + c) = Pack(k_low);
     if (!regular) *irregular = 1;
+    const int64_t at = (row0 + r) * size + col0 + c;
+    StoreFour(&square.high[r][c], 1, high + at);
+    if (low != nullptr) StoreFour(&square.low[r][c], 1, low + at);
+  }
+  if (row0 == col0) return;
+  __syncthreads();
+  for (int r = static_cast<int>(threadIdx.x) * kWide / kSquare; r < kSquare;
+       r += kSquareThreads * kWide / kSquare) {
+    if (col0 + r >= size || row0 + c >= size) continue;
+    const int64_t at = (col0 + r) * size + row0 + c;
+    StoreFour(&square.high[c][r], kPitch, high + at);
+    if (low != nullptr) StoreFour(&square.low[c][r], kPitch, low + at);
   }
 }
 
-// One block a row. The power of two is known after the first pass; the second reads what the first
-// has just written.
+// The power of two that brings magnitudes up to `amax` to at most 1, as an exponent. Beyond
+// 2^+-1000 it stays there: halves of what is left overflow or vanish, as the caller's sums show.
+__device__ int ExponentAbove(double amax) {
+  return amax > 0.0 ? min(max(ilogb(amax) + 1, -1000), 1000) : 0;
+}
+
+// One block a row, which it keeps as float32 until the scale is known.
 __global__ void ScaleRowsKernel(int64_t cols, const double* a, const double* b, const double* root,
                                 ScaledRows to) {
+  extern __shared__ float4 kept[];
   const int64_t begin = blockIdx.x * cols;
-  float* const values = to.values + begin;
   double amax = 0.0;
   double energy = 0.0;
   double largest = 0.0;
   double squares = 0.0;
-  for (int64_t c = threadIdx.x * kWide; c < cols; c += kThreads * kWide) {
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
     double d[kWide];
     double root_c[kWide];
     Load4(a + begin + c, d);
@@ -96,13 +130,13 @@ __global__ void ScaleRowsKernel(int64_t cols, const double* a, const double* b, 
       largest = fmax(largest, fabs(d[i]));
       squares += d[i] * d[i];
     }
-    *reinterpret_cast<float4*>(values + c) = {e[0], e[1], e[2], e[3]};
+    kept[c / kWide] = {e[0], e[1], e[2], e[3]};
   }
   amax = OverBlock(amax, MaxOf());
   energy = OverBlock(energy, SumOf());
   largest = OverBlock(largest, MaxOf());
   squares = OverBlock(squares, SumOf());
-  const int exponent = amax > 0.0 ? min(max(ilogb(amax) + 1, -100), 100) : 0;
+  const int exponent = min(max(ExponentAbove(amax), -100), 100);
   if (threadIdx.x == 0) {
     to.scale[blockIdx.x] = scalbn(1.0, exponent);
     to.energy[blockIdx.x] = energy;
@@ -110,17 +144,57 @@ __global__ void ScaleRowsKernel(int64_t cols, const double* a, const double* b, 
     to.squares[blockIdx.x] = squares;
   }
   const float factor = scalbnf(1.0f, -exponent);
-  for (int64_t c = threadIdx.x * kWide; c < cols; c += kThreads * kWide) {
-    const float4 e = *reinterpret_cast<const float4*>(values + c);
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
+    const float4 e = kept[c / kWide];  // this thread's own
     const float scaled[kWide] = {e.x * factor, e.y * factor, e.z * factor, e.w * factor};
     *reinterpret_cast<Half4*>(to.half + begin + c) = Pack(scaled);
   }
 }
 
+// One block a row; the second pass reads what the first has brought near.
+__global__ void SplitRowsKernel(int64_t cols, const double* from, __half* high, __half* low,
+                                double* scale) {
+  const int64_t begin = blockIdx.x * cols;
+  double amax = 0.0;
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
+    double v[kWide];
+    Load4(from + begin + c, v);
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) amax = fmax(amax, fabs(v[i]));
+  }
+  const int exponent = ExponentAbove(OverBlock(amax, MaxOf()));
+  if (threadIdx.x == 0) scale[blockIdx.x] = scalbn(1.0, exponent);
+  const double factor = scalbn(1.0, -exponent);
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
+    double v[kWide];
+    Load4(from + begin + c, v);
+    float first[kWide];
+    float rest[kWide];
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      const double scaled = v[i] * factor;
+      first[i] = __half2float(__float2half_rn(static_cast<float>(scaled)));
+      rest[i] = static_cast<float>((scaled - first[i]) * kLowScale);
+    }
+    *reinterpret_cast<Half4*>(high + begin + c) = Pack(first);
+    *reinterpret_cast<Half4*>(low + begin + c) = Pack(rest);
+  }
+}
+
+__global__ void ScaleOutputsKernel(int64_t tokens, int64_t rows, const float* product,
+                                   const double* token_scale, const double* row_scale,
+                                   double* outputs) {
+  const int64_t r = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (r >= rows) return;
+  for (int64_t t = blockIdx.y; t < tokens; t += gridDim.y) {
+    outputs[t * rows + r] = token_scale[t] * row_scale[r] * product[t * rows + r];
+  }
+}
+
 // Block x: kThreads * kWide columns; block y: kRowChunk rows.
 __global__ void SplitProductSumsKernel(int64_t rows, int64_t cols, const float* product,
-                                       const float* values, const double* scale,
-                                       double* row_partial, double* column_partial) {
+                                       const __half* half, const double* scale, double* row_partial,
+                                       double* column_partial) {
   constexpr int kWarps = kThreads / 32;
   __shared__ double row_parts[kRowChunk][kWarps + 1];
   const int64_t c = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWide;
@@ -133,18 +207,20 @@ __global__ void SplitProductSumsKernel(int64_t rows, int64_t cols, const float* 
     if (c < cols) {
       const int64_t at = (row0 + k) * cols + c;
       const float4 p4 = *reinterpret_cast<const float4*>(product + at);
-      const float4 e4 = *reinterpret_cast<const float4*>(values + at);
+      const Half4 e4 = *reinterpret_cast<const Half4*>(half + at);
+      const float2 low = __half22float2(e4.low);
+      const float2 high = __half22float2(e4.high);
       const float p[kWide] = {p4.x, p4.y, p4.z, p4.w};
-      const float e[kWide] = {e4.x, e4.y, e4.z, e4.w};
+      const float e[kWide] = {low.x, low.y, high.x, high.y};
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         const double value = e[i];
-        const double part = value * (s * static_cast<double>(p[i]));
+        const double part = value * static_cast<double>(p[i]);
         row += part;
-        column[i] += part + value * value;
+        column[i] += s * s * (part + value * value);
       }
     }
-    row = OverWarp(row, SumOf());
+    row = s * s * OverWarp(row, SumOf());
     if (threadIdx.x % 32 == 0) row_parts[k][threadIdx.x / 32] = row;
   }
   if (c < cols) {
@@ -190,15 +266,19 @@ cudaError_t LaunchSplitCorrelation(cudaStream_t stream, int64_t size, const doub
                                    const double* root, __half* high, __half* low, int* irregular) {
   const cudaError_t code = cudaMemsetAsync(irregular, 0, sizeof(int), stream);
   if (code != cudaSuccess) return code;
-  const dim3 grid(Blocks(size, kThreads * kWide),
-                  static_cast<unsigned>(size < 32768 ? size : 32768));
-  SplitCorrelationKernel<<<grid, kThreads, 0, stream>>>(size, moment, root, high, low, irregular);
+  const unsigned squares = Blocks(size, kSquare);
+  SplitCorrelationKernel<<<dim3(squares, squares), kSquareThreads, 0, stream>>>(
+      size, moment, root, high, low, irregular);
   return cudaGetLastError();
 }
 
 cudaError_t LaunchScaleRows(cudaStream_t stream, int64_t rows, int64_t cols, const double* a,
                             const double* b, const double* root, const ScaledRows& to) {
-  ScaleRowsKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(cols, a, b, root, to);
+  const size_t bytes = static_cast<size_t>(cols) * sizeof(float);
+  const cudaError_t code = cudaFuncSetAttribute(
+      ScaleRowsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostScaledCols * 4);
+  if (code != cudaSuccess) return code;
+  ScaleRowsKernel<<<static_cast<unsigned>(rows), kThreads, bytes, stream>>>(cols, a, b, root, to);
   return cudaGetLastError();
 }
 
@@ -207,11 +287,11 @@ int64_t SplitColumnChunks(int64_t cols) {
 }
 
 cudaError_t LaunchSplitProductSums(cudaStream_t stream, int64_t rows, int64_t cols,
-                                   const float* product, const float* values, const double* scale,
+                                   const float* product, const __half* half, const double* scale,
                                    double* row_partial, double* column_partial) {
   const dim3 grid(static_cast<unsigned>(SplitColumnChunks(cols)),
                   static_cast<unsigned>(RowChunks(rows)));
-  SplitProductSumsKernel<<<grid, kThreads, 0, stream>>>(rows, cols, product, values, scale,
+  SplitProductSumsKernel<<<grid, kThreads, 0, stream>>>(rows, cols, product, half, scale,
                                                         row_partial, column_partial);
   return cudaGetLastError();
 }
@@ -219,6 +299,24 @@ cudaError_t LaunchSplitProductSums(cudaStream_t stream, int64_t rows, int64_t co
 cudaError_t LaunchSumRows(cudaStream_t stream, int64_t rows, const ScaledRows& from,
                           double* totals) {
   SumRowsKernel<<<1, 1024, 0, stream>>>(rows, from, totals);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchSplitRows(cudaStream_t stream, int64_t rows, int64_t cols, const double* from,
+                            __half* high, __half* low, double* scale) {
+  // Few enough rows at a time that the cache holds them until the second pass.
+  const unsigned threads = cols > 8192 ? 1024 : kThreads;
+  SplitRowsKernel<<<static_cast<unsigned>(rows), threads, 0, stream>>>(cols, from, high, low,
+                                                                       scale);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchScaleOutputs(cudaStream_t stream, int64_t tokens, int64_t rows,
+                               const float* product, const double* token_scale,
+                               const double* row_scale, double* outputs) {
+  const dim3 grid(Blocks(rows, kThreads), static_cast<unsigned>(tokens < 32768 ? tokens : 32768));
+  ScaleOutputsKernel<<<grid, kThreads, 0, stream>>>(tokens, rows, product, token_scale, row_scale,
+                                                    outputs);
   return cudaGetLastError();
 }
 

@@ -137,8 +137,8 @@ class SplitPass {
   static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of) {
     SplitPass pass(of);
     const int64_t slice = std::min(kSliceRows, of.rows) * of.cols;
-    auto floats = DeviceBuffer<float>::Allocate(stream, 2 * slice);
-    if (!floats.ok()) return floats.status();
+    auto product = DeviceBuffer<float>::Allocate(stream, slice);
+    if (!product.ok()) return product.status();
     auto halves = DeviceBuffer<__half>::Allocate(stream, slice);
     if (!halves.ok()) return halves.status();
     auto doubles = DeviceBuffer<double>::Allocate(
@@ -147,7 +147,7 @@ class SplitPass {
     // By row, by column, then energy, largest and squares.
     auto totals = DeviceBuffer<double>::Allocate(stream, of.rows + of.cols + 3);
     if (!totals.ok()) return totals.status();
-    pass.floats_ = *std::move(floats);
+    pass.product_ = *std::move(product);
     pass.halves_ = *std::move(halves);
     pass.doubles_ = *std::move(doubles);
     pass.totals_ = *std::move(totals);
@@ -214,32 +214,30 @@ class SplitPass {
                                  moment.root.data(), scaled),
                  "weight error");
     if (status.ok()) {
-      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product());
+      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product_.data());
     }
     if (!status.ok()) return status;
     return ToStatus(
-        LaunchSplitProductSums(stream.get(), rows, of_.cols, product(), scaled.values, scaled.scale,
-                               row_partial() + first * SplitColumnChunks(of_.cols),
+        LaunchSplitProductSums(stream.get(), rows, of_.cols, product_.data(), scaled.half,
+                               scaled.scale, row_partial() + first * SplitColumnChunks(of_.cols),
                                column_partial() + first / kRowChunk * of_.cols),
         "weight error");
   }
 
-  // The rows from `first` on; values and halves are the slice's.
+  // The rows from `first` on; halves are the slice's.
   ScaledRows Scaled(int64_t first) const {
     double* const base = doubles_.data() + first;
-    return {.values = floats_.data(),
-            .half = halves_.data(),
+    return {.half = halves_.data(),
             .scale = base,
             .energy = base + of_.rows,
             .largest = base + 2 * of_.rows,
             .squares = base + 3 * of_.rows};
   }
-  float* product() const { return floats_.data() + floats_.size() / 2; }
   double* row_partial() const { return doubles_.data() + 4 * of_.rows; }
   double* column_partial() const { return row_partial() + of_.rows * SplitColumnChunks(of_.cols); }
 
   Operands of_;
-  DeviceBuffer<float> floats_;
+  DeviceBuffer<float> product_;
   DeviceBuffer<__half> halves_;
   DeviceBuffer<double> doubles_;
   DeviceBuffer<double> totals_;
@@ -266,7 +264,8 @@ absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const Dev
                        .weight = DeviceData<double>(weight),
                        .dequantized = DeviceData<double>(dequantized),
                        .moment = second_moment};
-  if (!second_moment.empty() && second_moment.shape().size() == 2 && CanSplit(of.rows, of.cols)) {
+  if (!second_moment.empty() && second_moment.shape().size() == 2 &&
+      CanSplitMoment(of.rows, of.cols)) {
     for (const bool with_low : {false, true}) {
       absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, with_low);
       if (!error.ok()) return error.status();

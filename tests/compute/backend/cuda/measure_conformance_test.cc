@@ -180,6 +180,35 @@ TEST_F(CudaMeasureTest, OutputsAndTheirErrors) {
   }
 }
 
+// Large outputs are multiplied as halves; their errors are good for 1e-4 down to int8's.
+TEST_F(CudaMeasureTest, LargeOutputsWithinTheirBound) {
+  const Tensor w = Random({4096, 4096}, 35);
+  const Tensor x = Random({520, 4096}, 36);
+  BlockTransform identity;
+  identity.identity = true;
+  for (const Format kind : {Format::kMxfp4, Format::kInt8}) {
+    const auto format = NumberFormat::Create(ResolveRecipe({.format = kind}).value(), w.dim(1));
+    const auto measure = [&](Side& side) {
+      const DeviceTensor sample = side.Upload(x);
+      const DeviceTensor weight = side.Upload(w);
+      const DeviceTensor outputs =
+          side.backend->ComputeOutputs(*side.stream, weight, sample).value();
+      const QuantizedWeight q =
+          side.backend->RoundToNearest(*side.stream, *format, identity, weight).value();
+      const OutputError error =
+          side.backend
+              ->MeasureOutputError(*side.stream, *format, identity, q.decoded, sample, outputs)
+              .value();
+      return std::pair(side.Values(outputs), error);
+    };
+    const auto [cuda_outputs, cuda] = measure(cuda_);
+    const auto [cpu_outputs, cpu] = measure(cpu_);
+    EXPECT_LT(RelativeDistance(cuda_outputs, cpu_outputs), 1e-5) << NameOf(kind);
+    ExpectNear(cuda.energy, cpu.energy, 2e-5, std::string(NameOf(kind)));
+    ExpectNear(cuda.error / cuda.energy, cpu.error / cpu.energy, 1e-4, std::string(NameOf(kind)));
+  }
+}
+
 TEST_F(CudaMeasureTest, Spread) {
   const Tensor w = Random({130, 192}, 25);
   for (const int64_t size : {16, 32, 48, 64, 96}) {
