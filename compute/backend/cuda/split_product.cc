@@ -102,15 +102,13 @@ absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_
                            int64_t cols, const __half* left, float* product) {
   const HalfProduct high = {rows, cols, cols, left, moment.high.data()};
   if (moment.low.size() == 0) return high.Add(stream, 0, cols, 1.0f, 0.0f, product);
+  // What a long sum of low parts lacks is too little to matter.
   const HalfProduct low = {rows, cols, cols, left, moment.low.data()};
-  for (int64_t begin = 0; begin < cols; begin += kMomentPiece) {
-    const int64_t inner = std::min(kMomentPiece, cols - begin);
-    absl::Status status =
-        low.Add(stream, begin, inner, 1.0f / kLowScale, begin == 0 ? 0.0f : 1.0f, product);
-    if (status.ok()) status = high.Add(stream, begin, inner, 1.0f, 1.0f, product);
-    if (!status.ok()) return status;
+  absl::Status status = low.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product);
+  for (int64_t begin = 0; begin < cols && status.ok(); begin += kMomentPiece) {
+    status = high.Add(stream, begin, std::min(kMomentPiece, cols - begin), 1.0f, 1.0f, product);
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status MultiplyOutputsSplit(CudaStream& stream, int64_t tokens, int64_t rows, int64_t cols,

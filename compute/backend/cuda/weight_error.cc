@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -23,6 +23,10 @@ namespace {
 constexpr int64_t kSliceRows = 4096;
 static_assert(kSliceRows % kRowChunk == 0);
 
+// The first rows show whether the precision will do before all are multiplied.
+constexpr int64_t kPilotRows = 512;
+static_assert(kPilotRows % kRowChunk == 0);
+
 // Totals below these shares of their diagonal part need the next precision.
 constexpr double kLeastShareOfHigh = 0.4;
 constexpr double kLeastShareOfSplit = 0.04;
@@ -35,12 +39,12 @@ struct Operands {
   const DeviceTensor& moment;
 };
 
-// Calls body(first, rows) for slices of the rows.
+// Calls body(first, rows) for slices of the rows [begin, end).
 template <typename Body>
-absl::Status ForEachSlice(CudaStream& stream, int64_t rows, Body body) {
-  for (int64_t first = 0; first < rows; first += kSliceRows) {
+absl::Status ForEachSlice(CudaStream& stream, int64_t begin, int64_t end, Body body) {
+  for (int64_t first = begin; first < end; first += kSliceRows) {
     absl::Status status = stream.CheckCancelled();
-    if (status.ok()) status = body(first, std::min(kSliceRows, rows - first));
+    if (status.ok()) status = body(first, std::min(kSliceRows, end - first));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -73,7 +77,7 @@ absl::Status SumProducts(CudaStream& stream, const Operands& of, const double* d
   if (!column_partial.ok()) return column_partial.status();
   auto product = DeviceBuffer<double>::Allocate(stream, std::min(kSliceRows, of.rows) * of.cols);
   if (!product.ok()) return product.status();
-  absl::Status status = ForEachSlice(stream, of.rows, [&](int64_t first, int64_t rows) {
+  absl::Status status = ForEachSlice(stream, 0, of.rows, [&](int64_t first, int64_t rows) {
     const double* slice = d + first * of.cols;
     absl::Status done = MultiplyByMoment(stream, of.moment, rows, of.cols, slice, product->data());
     if (!done.ok()) return done;
@@ -154,11 +158,25 @@ class SplitPass {
     return pass;
   }
 
-  absl::Status Run(CudaStream& stream, const SplitMoment& moment) {
-    absl::Status status = ForEachSlice(stream, of_.rows, [&](int64_t first, int64_t rows) {
+  // The rows [begin, end).
+  absl::Status Run(CudaStream& stream, const SplitMoment& moment, int64_t begin, int64_t end) {
+    return ForEachSlice(stream, begin, end, [&](int64_t first, int64_t rows) {
       return RunSlice(stream, moment, first, rows);
     });
-    if (!status.ok()) return status;
+  }
+
+  // Waits. Of the rows [0, rows), which have run: their total as a share of its diagonal part.
+  absl::StatusOr<double> Share(CudaStream& stream, int64_t rows) const {
+    const absl::StatusOr<std::vector<double>> partial =
+        CopyToHost(stream, row_partial(), rows * SplitColumnChunks(of_.cols));
+    if (!partial.ok()) return partial.status();
+    const absl::StatusOr<std::vector<double>> energy = CopyToHost(stream, Scaled(0).energy, rows);
+    if (!energy.ok()) return energy.status();
+    const double diagonal = std::accumulate(energy->begin(), energy->end(), 0.0);
+    return 1.0 + std::accumulate(partial->begin(), partial->end(), 0.0) / diagonal;
+  }
+
+  absl::Status Finish(CudaStream& stream) {
     double* const by_row = totals_.data();
     double* const by_column = by_row + of_.rows;
     const ScaledRows all = Scaled(0);
@@ -246,12 +264,21 @@ class SplitPass {
 // Unset where the precision is not enough.
 absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, const Operands& of,
                                                         bool with_low) {
+  const double least_share = with_low ? kLeastShareOfSplit : kLeastShareOfHigh;
   const absl::StatusOr<SplitMoment> moment = SplitSecondMoment(stream, of.moment, with_low);
   if (!moment.ok()) return moment.status();
   absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of);
   if (!pass.ok()) return pass.status();
-  if (absl::Status status = pass->Run(stream, *moment); !status.ok()) return status;
-  return pass->Read(stream, *moment, with_low ? kLeastShareOfSplit : kLeastShareOfHigh);
+  const int64_t pilot = std::min(kPilotRows, of.rows);
+  absl::Status status = pass->Run(stream, *moment, 0, pilot);
+  if (!status.ok()) return status;
+  const absl::StatusOr<double> share = pass->Share(stream, pilot);
+  if (!share.ok()) return share.status();
+  if (*share < least_share) return std::nullopt;  // not for NaN: rows of zeros
+  status = pass->Run(stream, *moment, pilot, of.rows);
+  if (status.ok()) status = pass->Finish(stream);
+  if (!status.ok()) return status;
+  return pass->Read(stream, *moment, least_share);
 }
 
 }  // namespace
