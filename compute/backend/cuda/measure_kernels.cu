@@ -75,11 +75,10 @@ __global__ void ProductSumsKernel(int64_t rows, int64_t cols, const double* a, c
   }
 }
 
-__global__ void FinishRowsKernel(int64_t rows, int64_t chunks, const double* start,
-                                 const double* partial, double* to) {
+__global__ void FinishRowsKernel(int64_t rows, int64_t chunks, const double* partial, double* to) {
   const int64_t r = FirstIndex();
   if (r >= rows) return;
-  double sum = start == nullptr ? 0.0 : start[r];
+  double sum = 0.0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[r * chunks + chunk];
   to[r] = sum;
 }
@@ -128,9 +127,9 @@ cudaError_t LaunchProductSums(cudaStream_t stream, int64_t rows, int64_t cols, c
 }
 
 cudaError_t LaunchFinishRowSums(cudaStream_t stream, int64_t rows, int64_t chunks,
-                                const double* start, const double* partial, double* to) {
+                                const double* partial, double* to) {
   if (rows == 0) return cudaSuccess;
-  FinishRowsKernel<<<Blocks(rows), kThreads, 0, stream>>>(rows, chunks, start, partial, to);
+  FinishRowsKernel<<<Blocks(rows), kThreads, 0, stream>>>(rows, chunks, partial, to);
   return cudaGetLastError();
 }
 

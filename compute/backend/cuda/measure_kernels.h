@@ -30,10 +30,10 @@ int64_t RowChunks(int64_t rows);
 int64_t ColumnChunks(int64_t cols);
 cudaError_t LaunchProductSums(cudaStream_t stream, int64_t rows, int64_t cols, const double* a,
                               const double* b, double* row_partial, double* column_partial);
-// The second stages: to[r] = start[r] (null: 0) + the sum of row r of `partial`, rows x chunks, and
-// to[c] = the sum of column c of `partial`, chunks x cols.
+// The second stages: to[r] = the sum of row r of `partial`, rows x chunks, and to[c] = the sum of
+// column c of `partial`, chunks x cols.
 cudaError_t LaunchFinishRowSums(cudaStream_t stream, int64_t rows, int64_t chunks,
-                                const double* start, const double* partial, double* to);
+                                const double* partial, double* to);
 cudaError_t LaunchFinishColumnSums(cudaStream_t stream, int64_t cols, int64_t chunks,
                                    const double* partial, double* to);
 

@@ -48,6 +48,18 @@ __device__ void StoreFour(const float* from, int64_t stride, __half* to) {
   *reinterpret_cast<Half4*>(to) = Pack(v);
 }
 
+// One of the two halves around k, the nearer one more often: the mean over many is k. By rounding
+// to nearest, equal entries would all be off by the same.
+__device__ float RoundAtRandom(double k, int64_t row, int64_t col) {
+  uint32_t hash =
+      static_cast<uint32_t>(row) * 0x9e3779b9u ^ static_cast<uint32_t>(col) * 0x85ebca6bu;
+  hash = (hash ^ (hash >> 16)) * 0x7feb352du;
+  hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
+  constexpr uint32_t kBelowHalf = 0x1fff;  // bits of a float32 that a half has not
+  const uint32_t bits = __float_as_uint(static_cast<float>(k));
+  return __uint_as_float((bits + (hash >> 16 & kBelowHalf)) & ~kBelowHalf);
+}
+
 __global__ void __launch_bounds__(kSquareThreads)
     SplitCorrelationKernel(int64_t size, const double* moment, const double* root, __half* high,
                            __half* low, int* irregular) {
@@ -74,7 +86,9 @@ __global__ void __launch_bounds__(kSquareThreads)
         if (product > 0.0) k = m[i] / product;
         regular = regular && fabs(k) <= 2.0 && (product > 0.0 || m[i] == 0.0);
       }
-      const float rounded = __half2float(__float2half_rn(static_cast<float>(k)));
+      const float chosen =
+          low == nullptr ? RoundAtRandom(k, row0 + r, col0 + c + i) : static_cast<float>(k);
+      const float rounded = __half2float(__float2half_rn(chosen));
       square.high[r][c + i] = rounded;
       square.low[r][c + i] = static_cast<float>((k - rounded) * kLowScale);
     }
@@ -109,7 +123,7 @@ __global__ void ScaleRowsKernel(int64_t cols, const double* a, const double* b, 
   double energy = 0.0;
   double largest = 0.0;
   double squares = 0.0;
-  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += kThreads * kWide) {
     double d[kWide];
     double root_c[kWide];
     Load4(a + begin + c, d);
@@ -132,19 +146,37 @@ __global__ void ScaleRowsKernel(int64_t cols, const double* a, const double* b, 
     }
     kept[c / kWide] = {e[0], e[1], e[2], e[3]};
   }
-  amax = OverBlock(amax, MaxOf());
-  energy = OverBlock(energy, SumOf());
-  largest = OverBlock(largest, MaxOf());
-  squares = OverBlock(squares, SumOf());
+  // One exchange for all four.
+  __shared__ double parts[4][kThreads / 32];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  amax = OverWarp(amax, MaxOf());
+  largest = OverWarp(largest, MaxOf());
+  energy = OverWarp(energy, SumOf());
+  squares = OverWarp(squares, SumOf());
+  if (threadIdx.x % 32 == 0) {
+    parts[0][warp] = amax;
+    parts[1][warp] = largest;
+    parts[2][warp] = energy;
+    parts[3][warp] = squares;
+  }
+  __syncthreads();
+  amax = parts[0][0];
+  for (int w = 1; w < kThreads / 32; ++w) amax = fmax(amax, parts[0][w]);
   const int exponent = min(max(ExponentAbove(amax), -100), 100);
   if (threadIdx.x == 0) {
+    largest = energy = squares = 0.0;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      largest = fmax(largest, parts[1][w]);
+      energy += parts[2][w];
+      squares += parts[3][w];
+    }
     to.scale[blockIdx.x] = scalbn(1.0, exponent);
     to.energy[blockIdx.x] = energy;
     to.largest[blockIdx.x] = largest;
     to.squares[blockIdx.x] = squares;
   }
   const float factor = scalbnf(1.0f, -exponent);
-  for (int64_t c = threadIdx.x * kWide; c < cols; c += blockDim.x * kWide) {
+  for (int64_t c = threadIdx.x * kWide; c < cols; c += kThreads * kWide) {
     const float4 e = kept[c / kWide];  // this thread's own
     const float scaled[kWide] = {e.x * factor, e.y * factor, e.z * factor, e.w * factor};
     *reinterpret_cast<Half4*>(to.half + begin + c) = Pack(scaled);
@@ -216,8 +248,9 @@ __global__ void SplitProductSumsKernel(int64_t rows, int64_t cols, const float* 
       for (int i = 0; i < kWide; ++i) {
         const double value = e[i];
         const double part = value * static_cast<double>(p[i]);
-        row += part;
-        column[i] += s * s * (part + value * value);
+        const double sum = part + value * value;
+        row += sum;
+        column[i] += s * s * sum;
       }
     }
     row = s * s * OverWarp(row, SumOf());

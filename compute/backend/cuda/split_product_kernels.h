@@ -18,9 +18,9 @@ cudaError_t LaunchMomentRoots(cudaStream_t stream, int64_t size, const double* m
                               double* root);
 
 // K_ij = M_ij / (root_i root_j) off the diagonal, 0 on it, as high + low / kLowScale; M is read in
-// its lower triangle alone, but for squares on the diagonal. `low` may be null. *irregular becomes
-// 1 where that does not stand for M: an entry in a row without a positive diagonal, or an |K_ij|
-// beyond 2.
+// its lower triangle alone, but for squares on the diagonal. `low` may be null: then high is
+// rounded at random (by i and j), so that errors do not add up. *irregular becomes 1 where that
+// does not stand for M: an entry in a row without a positive diagonal, or an |K_ij| beyond 2.
 cudaError_t LaunchSplitCorrelation(cudaStream_t stream, int64_t size, const double* moment,
                                    const double* root, __half* high, __half* low, int* irregular);
 
@@ -37,9 +37,9 @@ struct ScaledRows {
 cudaError_t LaunchScaleRows(cudaStream_t stream, int64_t rows, int64_t cols, const double* a,
                             const double* b, const double* root, const ScaledRows& to);
 
-// First stage of the sums by row and column of e_rc (scale_r P_rc), by column with e_rc^2 as well,
-// e = scale half. row_partial: rows x SplitColumnChunks(cols), column_partial: RowChunks(rows) x
-// cols.
+// First stage of the sums by row and column of e_rc (e_rc + scale_r P_rc) with e = scale half. All
+// of it from the halves: where the two parts cancel, so do their rounding errors. row_partial: rows
+// x SplitColumnChunks(cols), column_partial: RowChunks(rows) x cols.
 int64_t SplitColumnChunks(int64_t cols);
 cudaError_t LaunchSplitProductSums(cudaStream_t stream, int64_t rows, int64_t cols,
                                    const float* product, const __half* half, const double* scale,

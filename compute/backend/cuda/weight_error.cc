@@ -31,6 +31,9 @@ static_assert(kPilotRows % kRowChunk == 0);
 constexpr double kLeastShareOfHigh = 0.4;
 constexpr double kLeastShareOfSplit = 0.04;
 
+// By row and by column, or by row alone at half the work.
+enum class Sums { kAll, kByRow };
+
 struct Operands {
   int64_t rows;
   int64_t cols;
@@ -87,9 +90,9 @@ absl::Status SumProducts(CudaStream& stream, const Operands& of, const double* d
                     "weight error");
   });
   if (status.ok()) {
-    status = ToStatus(
-        LaunchFinishRowSums(stream.get(), of.rows, chunks, nullptr, row_partial->data(), by_row),
-        "weight error");
+    status =
+        ToStatus(LaunchFinishRowSums(stream.get(), of.rows, chunks, row_partial->data(), by_row),
+                 "weight error");
   }
   if (status.ok()) {
     status = ToStatus(LaunchFinishColumnSums(stream.get(), of.cols, RowChunks(of.rows),
@@ -138,8 +141,8 @@ absl::StatusOr<WeightError> MeasureExactly(CudaStream& stream, const Operands& o
 // What one pass over the rows needs.
 class SplitPass {
  public:
-  static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of) {
-    SplitPass pass(of);
+  static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of, Sums sums) {
+    SplitPass pass(of, sums);
     const int64_t slice = std::min(kSliceRows, of.rows) * of.cols;
     auto product = DeviceBuffer<float>::Allocate(stream, slice);
     if (!product.ok()) return product.status();
@@ -173,7 +176,7 @@ class SplitPass {
     const absl::StatusOr<std::vector<double>> energy = CopyToHost(stream, Scaled(0).energy, rows);
     if (!energy.ok()) return energy.status();
     const double diagonal = std::accumulate(energy->begin(), energy->end(), 0.0);
-    return 1.0 + std::accumulate(partial->begin(), partial->end(), 0.0) / diagonal;
+    return std::accumulate(partial->begin(), partial->end(), 0.0) / diagonal;
   }
 
   absl::Status Finish(CudaStream& stream) {
@@ -181,8 +184,8 @@ class SplitPass {
     double* const by_column = by_row + of_.rows;
     const ScaledRows all = Scaled(0);
     for (const cudaError_t code :
-         {LaunchFinishRowSums(stream.get(), of_.rows, SplitColumnChunks(of_.cols), all.energy,
-                              row_partial(), by_row),
+         {LaunchFinishRowSums(stream.get(), of_.rows, SplitColumnChunks(of_.cols), row_partial(),
+                              by_row),
           LaunchFinishColumnSums(stream.get(), of_.cols, RowChunks(of_.rows), column_partial(),
                                  by_column),
           LaunchSumRows(stream.get(), of_.rows, all, by_column + of_.cols)}) {
@@ -221,7 +224,7 @@ class SplitPass {
   }
 
  private:
-  explicit SplitPass(const Operands& of) : of_(of) {}
+  SplitPass(const Operands& of, Sums sums) : of_(of), sums_(sums) {}
 
   absl::Status RunSlice(CudaStream& stream, const SplitMoment& moment, int64_t first,
                         int64_t rows) {
@@ -232,7 +235,10 @@ class SplitPass {
                                  moment.root.data(), scaled),
                  "weight error");
     if (status.ok()) {
-      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product_.data());
+      // With low parts sums cancel so far that nothing is folded.
+      const bool folds = sums_ == Sums::kByRow && moment.low.size() == 0;
+      const auto multiply = folds ? MultiplySplitFolded : MultiplySplit;
+      status = multiply(stream, moment, rows, of_.cols, scaled.half, product_.data());
     }
     if (!status.ok()) return status;
     return ToStatus(
@@ -255,19 +261,20 @@ class SplitPass {
   double* column_partial() const { return row_partial() + of_.rows * SplitColumnChunks(of_.cols); }
 
   Operands of_;
+  Sums sums_;
   DeviceBuffer<float> product_;
   DeviceBuffer<__half> halves_;
   DeviceBuffer<double> doubles_;
   DeviceBuffer<double> totals_;
 };
 
-// Unset where the precision is not enough.
+// Unset where the precision is not enough. Sums::kByRow: by_column is not to be used.
 absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, const Operands& of,
-                                                        bool with_low) {
+                                                        Sums sums, bool with_low) {
   const double least_share = with_low ? kLeastShareOfSplit : kLeastShareOfHigh;
   const absl::StatusOr<SplitMoment> moment = SplitSecondMoment(stream, of.moment, with_low);
   if (!moment.ok()) return moment.status();
-  absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of);
+  absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of, sums);
   if (!pass.ok()) return pass.status();
   const int64_t pilot = std::min(kPilotRows, of.rows);
   absl::Status status = pass->Run(stream, *moment, 0, pilot);
@@ -281,25 +288,39 @@ absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, cons
   return pass->Read(stream, *moment, least_share);
 }
 
-}  // namespace
-
-absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
-                                                   const DeviceTensor& dequantized,
-                                                   const DeviceTensor& second_moment) {
+absl::StatusOr<WeightError> Measure(CudaStream& stream, const DeviceTensor& weight,
+                                    const DeviceTensor& dequantized, const DeviceTensor& moment,
+                                    Sums sums) {
   const Operands of = {.rows = weight.dim(0),
                        .cols = weight.dim(1),
                        .weight = DeviceData<double>(weight),
                        .dequantized = DeviceData<double>(dequantized),
-                       .moment = second_moment};
-  if (!second_moment.empty() && second_moment.shape().size() == 2 &&
-      CanSplitMoment(of.rows, of.cols)) {
+                       .moment = moment};
+  if (!moment.empty() && moment.shape().size() == 2 && CanSplitMoment(of.rows, of.cols)) {
     for (const bool with_low : {false, true}) {
-      absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, with_low);
+      absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, sums, with_low);
       if (!error.ok()) return error.status();
       if (error->has_value()) return **std::move(error);
     }
   }
   return MeasureExactly(stream, of);
+}
+
+}  // namespace
+
+absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
+                                                   const DeviceTensor& dequantized,
+                                                   const DeviceTensor& second_moment) {
+  return Measure(stream, weight, dequantized, second_moment, Sums::kAll);
+}
+
+absl::StatusOr<WeightTotals> CudaMeasureWeightTotals(CudaStream& stream, const DeviceTensor& weight,
+                                                     const DeviceTensor& dequantized,
+                                                     const DeviceTensor& second_moment) {
+  absl::StatusOr<WeightError> error =
+      Measure(stream, weight, dequantized, second_moment, Sums::kByRow);
+  if (!error.ok()) return error.status();
+  return TotalsOf(*error);
 }
 
 }  // namespace quantd::compute
