@@ -1,24 +1,8 @@
 #include "compute/backend/backend.h"
 
-#include <numeric>
 #include <utility>
 
 namespace quantd::compute {
-
-WeightTotals TotalsOf(const WeightError& error) {
-  return {.sum_squares = error.sum_squares,
-          .output_energy = std::accumulate(error.by_row.begin(), error.by_row.end(), 0.0)};
-}
-
-absl::StatusOr<WeightTotals> Backend::MeasureWeightTotals(Stream& stream,
-                                                          const DeviceTensor& weight,
-                                                          const DeviceTensor& dequantized,
-                                                          const DeviceTensor& second_moment) {
-  const absl::StatusOr<WeightError> error =
-      MeasureWeightError(stream, weight, dequantized, second_moment);
-  if (!error.ok()) return error.status();
-  return TotalsOf(*error);
-}
 
 absl::StatusOr<EncodedMatrix> DownloadEncoded(Backend& backend, Stream& stream,
                                               const QuantizedWeight& quantized) {

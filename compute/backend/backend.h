@@ -192,11 +192,6 @@ struct WeightError {
   std::vector<double> by_row;     // R: (dW M dW^T)_rr
   std::vector<double> by_column;  // C: (M dW^T dW)_cc
 };
-struct WeightTotals {
-  double sum_squares = 0.0;    // ||dW||_F^2
-  double output_energy = 0.0;  // tr(dW M dW^T); 0 without a second moment
-};
-WeightTotals TotalsOf(const WeightError& error);
 struct OutputError {
   double error = 0.0;   // ||Y - Yhat||_F^2 over the sample
   double energy = 0.0;  // ||Y||_F^2
@@ -286,11 +281,6 @@ class Backend {
   virtual absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                          const DeviceTensor& dequantized,
                                                          const DeviceTensor& second_moment) = 0;
-  // The totals of MeasureWeightError, for those who need no parts: a backend may get them cheaper.
-  virtual absl::StatusOr<WeightTotals> MeasureWeightTotals(Stream& stream,
-                                                           const DeviceTensor& weight,
-                                                           const DeviceTensor& dequantized,
-                                                           const DeviceTensor& second_moment);
   // Y = X W^T, n x R: the outputs for the sampled tokens X (n x C).
   virtual absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
                                                       const DeviceTensor& sample) = 0;

@@ -149,11 +149,11 @@ absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, Dev
       reference.outputs = *std::move(outputs);
     }
   }
-  const absl::StatusOr<WeightTotals> energy =
-      backend.MeasureWeightTotals(stream, reference.weight, DeviceTensor(), reference.moment);
+  absl::StatusOr<WeightError> energy =
+      backend.MeasureWeightError(stream, reference.weight, DeviceTensor(), reference.moment);
   if (!energy.ok()) return energy.status();
   reference.weight_energy = energy->sum_squares;
-  reference.output_energy = energy->output_energy;
+  reference.output_energy = Sum(energy->by_row);
   return reference;
 }
 
@@ -163,11 +163,11 @@ absl::StatusOr<ErrorReport::Baseline> MeasureBaseline(Backend& backend, Stream& 
                                                       const Candidate& candidate) {
   ErrorReport::Baseline baseline;
   if (!reference.moment.empty()) {
-    const absl::StatusOr<WeightTotals> error = backend.MeasureWeightTotals(
+    absl::StatusOr<WeightError> error = backend.MeasureWeightError(
         stream, reference.weight, candidate.dequantized, reference.moment);
     if (!error.ok()) return error.status();
     baseline.relative_output_error_weight_only =
-        Relative(error->output_energy, reference.output_energy);
+        Relative(Sum(error->by_row), reference.output_energy);
   }
   absl::StatusOr<std::optional<double>> error =
       RelativeOutputError(backend, stream, format, reference, candidate);

@@ -119,14 +119,6 @@ class CudaBackend final : public Backend {
     return CudaMeasureWeightError(**cuda, weight, dequantized, second_moment);
   }
 
-  absl::StatusOr<WeightTotals> MeasureWeightTotals(Stream& stream, const DeviceTensor& weight,
-                                                   const DeviceTensor& dequantized,
-                                                   const DeviceTensor& second_moment) override {
-    auto cuda = Enter(stream, operands::CheckWeightError(weight, dequantized, second_moment));
-    if (!cuda.ok()) return cuda.status();
-    return CudaMeasureWeightTotals(**cuda, weight, dequantized, second_moment);
-  }
-
   absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
                                               const DeviceTensor& sample) override {
     auto cuda = Enter(stream, operands::CheckOutputs(weight, sample));

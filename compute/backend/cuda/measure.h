@@ -11,9 +11,6 @@ namespace quantd::compute {
 absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
                                                    const DeviceTensor& dequantized,
                                                    const DeviceTensor& second_moment);
-absl::StatusOr<WeightTotals> CudaMeasureWeightTotals(CudaStream& stream, const DeviceTensor& weight,
-                                                     const DeviceTensor& dequantized,
-                                                     const DeviceTensor& second_moment);
 absl::StatusOr<DeviceTensor> CudaComputeOutputs(CudaStream& stream, const DeviceTensor& weight,
                                                 const DeviceTensor& sample);
 absl::StatusOr<OutputError> CudaMeasureOutputError(CudaStream& stream, const NumberFormat& format,

@@ -11,21 +11,18 @@ namespace {
 
 constexpr int64_t kMomentPiece = 1024;
 constexpr int64_t kOutputPiece = 2048;
-constexpr int64_t kNarrowPanel = 1024;
-constexpr int64_t kWidePanel = 2048;
 // Multiply-adds from which on the detour pays.
 constexpr int64_t kLeastMomentWork = int64_t{5} << 30;
 constexpr int64_t kLeastOutputWork = int64_t{8} << 30;
 
-// product (rows x cols, rows apart by product_pitch) = alpha left right^T + beta product, over the
-// columns [begin, begin + inner) of left (rows x pitch) and right (cols x pitch).
+// product (rows x cols) = alpha left right^T + beta product, over the columns [begin, begin +
+// inner) of left (rows x pitch) and right (cols x pitch).
 struct HalfProduct {
   int64_t rows;
   int64_t cols;
   int64_t pitch;
   const __half* left;
   const __half* right;
-  int64_t product_pitch;
 
   absl::Status Add(CudaStream& stream, int64_t begin, int64_t inner, float alpha, float beta,
                    float* product) const {
@@ -103,33 +100,15 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
 
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product) {
-  const HalfProduct high = {rows, cols, cols, left, moment.high.data(), cols};
+  const HalfProduct high = {rows, cols, cols, left, moment.high.data()};
   if (moment.low.size() == 0) return high.Add(stream, 0, cols, 1.0f, 0.0f, product);
   // What a long sum of low parts lacks is too little to matter.
-  const HalfProduct low = {rows, cols, cols, left, moment.low.data(), cols};
+  const HalfProduct low = {rows, cols, cols, left, moment.low.data()};
   absl::Status status = low.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product);
   for (int64_t begin = 0; begin < cols && status.ok(); begin += kMomentPiece) {
     status = high.Add(stream, begin, std::min(kMomentPiece, cols - begin), 1.0f, 1.0f, product);
   }
   return status;
-}
-
-absl::Status MultiplySplitFolded(CudaStream& stream, const SplitMoment& moment, int64_t rows,
-                                 int64_t cols, const __half* left, float* product) {
-  const int64_t panel = cols > 8 * kNarrowPanel ? kWidePanel : kNarrowPanel;
-  for (int64_t begin = 0; begin < cols; begin += panel) {
-    const int64_t width = std::min(panel, cols - begin);
-    const int64_t end = begin + width;
-    const HalfProduct of_panel = {rows, width, cols, left, moment.high.data() + begin * cols, cols};
-    if (end < cols) {
-      absl::Status status = of_panel.Add(stream, end, cols - end, 2.0f, 0.0f, product + begin);
-      if (!status.ok()) return status;
-    }
-    absl::Status status =
-        of_panel.Add(stream, begin, width, 1.0f, end < cols ? 1.0f : 0.0f, product + begin);
-    if (!status.ok()) return status;
-  }
-  return absl::OkStatus();
 }
 
 absl::Status MultiplyOutputsSplit(CudaStream& stream, int64_t tokens, int64_t rows, int64_t cols,
@@ -140,9 +119,9 @@ absl::Status MultiplyOutputsSplit(CudaStream& stream, int64_t tokens, int64_t ro
   if (!w.ok()) return w.status();
   auto product = DeviceBuffer<float>::Allocate(stream, tokens * rows);
   if (!product.ok()) return product.status();
-  const HalfProduct low_high = {tokens, rows, cols, x->low.data(), w->high.data(), rows};
-  const HalfProduct high_low = {tokens, rows, cols, x->high.data(), w->low.data(), rows};
-  const HalfProduct high = {tokens, rows, cols, x->high.data(), w->high.data(), rows};
+  const HalfProduct low_high = {tokens, rows, cols, x->low.data(), w->high.data()};
+  const HalfProduct high_low = {tokens, rows, cols, x->high.data(), w->low.data()};
+  const HalfProduct high = {tokens, rows, cols, x->high.data(), w->high.data()};
   absl::Status status = low_high.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product->data());
   if (status.ok()) {
     status = high_low.Add(stream, 0, cols, 1.0f / kLowScale, 1.0f, product->data());

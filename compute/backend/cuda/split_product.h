@@ -36,11 +36,6 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product);
 
-// A product whose sums with `left` over a row are those of left K, at little more than half the
-// cost: what K has across its diagonal is taken twice on one side. Without low parts.
-absl::Status MultiplySplitFolded(CudaStream& stream, const SplitMoment& moment, int64_t rows,
-                                 int64_t cols, const __half* left, float* product);
-
 // outputs (tokens x rows) = X W^T from two halves of either (22 bits of what is largest in a row),
 // cut into pieces of 2048: to 1e-5 of each output, nearly all of which is common to all of them.
 bool CanSplitOutputs(int64_t tokens, int64_t rows, int64_t cols);

@@ -8,7 +8,10 @@ namespace {
 using Rule = FormatSpec::Rule;
 
 constexpr int kThreads = 128;
-constexpr int kRowsOfBlock = 256;
+// Groups of 32 are bound by memory: many rows a block, and the next tile is on its way while one is
+// rounded. Groups of 16 are bound by the search for their scales.
+constexpr bool LoadsAhead(int group) { return group == 32; }
+constexpr int RowsOfBlock(int group) { return LoadsAhead(group) ? 1024 : 256; }
 
 // Rounds kValues of a row's values, which share a scale with those of the lane's neighbours, in
 // place to what they decode to. Codes are put into `packed`, four bits each, from bit 8 t0 on.
@@ -66,9 +69,9 @@ __device__ void RoundTile(const FormatSpec& spec, double global, int64_t rows, i
   }
 }
 
-// Block x: a span of columns; block y: kRowsOfBlock rows, 16 at a time a warp.
+// Block x: a span of columns; block y: RowsOfBlock rows, 16 at a time a warp.
 template <int kGroup, int kRule>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     RoundTransformedKernel(FormatSpec given, double global, SpanBlocks<double> tw,
                            SpanBlocks<float> tx, int64_t rows, int64_t cols, const double* weight,
                            RoundedMatrix to, double* dequantized) {
@@ -79,11 +82,20 @@ __global__ void __launch_bounds__(kThreads)
   FillFragments<false>(tw, cols, col0, forward);
   FillFragments<true>(tx, cols, col0, back);
   __syncthreads();
-  const int64_t begin = int64_t{blockIdx.y} * kRowsOfBlock;
-  const int64_t end = min(begin + kRowsOfBlock, rows);
-  for (int64_t row0 = begin + threadIdx.x / 32 * kTileHeight; row0 < end;
-       row0 += kThreads / 32 * kTileHeight) {
-    WarpTile tile = Multiply(LoadTile(weight, rows, cols, row0, col0), forward);
+  constexpr int kStep = kThreads / 32 * kTileHeight;
+  constexpr int kRows = RowsOfBlock(kGroup);
+  const int64_t begin = int64_t{blockIdx.y} * kRows;
+  const int64_t end = min(begin + kRows, rows);
+  int64_t row0 = begin + threadIdx.x / 32 * kTileHeight;
+  WarpTile next;
+  if (LoadsAhead(kGroup)) next = LoadTile(weight, rows, cols, row0, col0);
+#pragma unroll 1
+  for (; row0 < end; row0 += kStep) {
+    WarpTile tile = LoadsAhead(kGroup) ? next : LoadTile(weight, rows, cols, row0, col0);
+    if (LoadsAhead(kGroup) && row0 + kStep < end) {
+      next = LoadTile(weight, rows, cols, row0 + kStep, col0);
+    }
+    tile = Multiply(tile, forward);
     RoundTile<kGroup>(spec, global, rows, cols, row0, col0, to, tile);
     StoreTile(tile, rows, cols, row0, col0, to.decoded);
     StoreTile(Multiply(tile, back), rows, cols, row0, col0, dequantized);
@@ -103,8 +115,9 @@ cudaError_t LaunchRoundTransformed(cudaStream_t stream, const FormatSpec& spec, 
                                    double* dequantized) {
   if (rows == 0 || cols == 0) return cudaSuccess;
   const auto size = static_cast<int>(transform.block_size);
+  const int step = RowsOfBlock(static_cast<int>(spec.grid_cols));
   const dim3 grid(static_cast<unsigned>((cols + kSpan - 1) / kSpan),
-                  static_cast<unsigned>((rows + kRowsOfBlock - 1) / kRowsOfBlock));
+                  static_cast<unsigned>((rows + step - 1) / step));
   const auto launch = [&](auto kernel) {
     kernel<<<grid, kThreads, 0, stream>>>(spec, global, {transform.tw, size}, {transform.tx, size},
                                           rows, cols, weight, to, dequantized);

@@ -31,9 +31,6 @@ static_assert(kPilotRows % kRowChunk == 0);
 constexpr double kLeastShareOfHigh = 0.4;
 constexpr double kLeastShareOfSplit = 0.04;
 
-// By row and by column, or by row alone at half the work.
-enum class Sums { kAll, kByRow };
-
 struct Operands {
   int64_t rows;
   int64_t cols;
@@ -141,8 +138,8 @@ absl::StatusOr<WeightError> MeasureExactly(CudaStream& stream, const Operands& o
 // What one pass over the rows needs.
 class SplitPass {
  public:
-  static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of, Sums sums) {
-    SplitPass pass(of, sums);
+  static absl::StatusOr<SplitPass> Create(CudaStream& stream, const Operands& of) {
+    SplitPass pass(of);
     const int64_t slice = std::min(kSliceRows, of.rows) * of.cols;
     auto product = DeviceBuffer<float>::Allocate(stream, slice);
     if (!product.ok()) return product.status();
@@ -224,7 +221,7 @@ class SplitPass {
   }
 
  private:
-  SplitPass(const Operands& of, Sums sums) : of_(of), sums_(sums) {}
+  explicit SplitPass(const Operands& of) : of_(of) {}
 
   absl::Status RunSlice(CudaStream& stream, const SplitMoment& moment, int64_t first,
                         int64_t rows) {
@@ -235,10 +232,7 @@ class SplitPass {
                                  moment.root.data(), scaled),
                  "weight error");
     if (status.ok()) {
-      // With low parts sums cancel so far that nothing is folded.
-      const bool folds = sums_ == Sums::kByRow && moment.low.size() == 0;
-      const auto multiply = folds ? MultiplySplitFolded : MultiplySplit;
-      status = multiply(stream, moment, rows, of_.cols, scaled.half, product_.data());
+      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product_.data());
     }
     if (!status.ok()) return status;
     return ToStatus(
@@ -261,20 +255,19 @@ class SplitPass {
   double* column_partial() const { return row_partial() + of_.rows * SplitColumnChunks(of_.cols); }
 
   Operands of_;
-  Sums sums_;
   DeviceBuffer<float> product_;
   DeviceBuffer<__half> halves_;
   DeviceBuffer<double> doubles_;
   DeviceBuffer<double> totals_;
 };
 
-// Unset where the precision is not enough. Sums::kByRow: by_column is not to be used.
+// Unset where the precision is not enough.
 absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, const Operands& of,
-                                                        Sums sums, bool with_low) {
+                                                        bool with_low) {
   const double least_share = with_low ? kLeastShareOfSplit : kLeastShareOfHigh;
   const absl::StatusOr<SplitMoment> moment = SplitSecondMoment(stream, of.moment, with_low);
   if (!moment.ok()) return moment.status();
-  absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of, sums);
+  absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of);
   if (!pass.ok()) return pass.status();
   const int64_t pilot = std::min(kPilotRows, of.rows);
   absl::Status status = pass->Run(stream, *moment, 0, pilot);
@@ -288,39 +281,25 @@ absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, cons
   return pass->Read(stream, *moment, least_share);
 }
 
-absl::StatusOr<WeightError> Measure(CudaStream& stream, const DeviceTensor& weight,
-                                    const DeviceTensor& dequantized, const DeviceTensor& moment,
-                                    Sums sums) {
-  const Operands of = {.rows = weight.dim(0),
-                       .cols = weight.dim(1),
-                       .weight = DeviceData<double>(weight),
-                       .dequantized = DeviceData<double>(dequantized),
-                       .moment = moment};
-  if (!moment.empty() && moment.shape().size() == 2 && CanSplitMoment(of.rows, of.cols)) {
-    for (const bool with_low : {false, true}) {
-      absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, sums, with_low);
-      if (!error.ok()) return error.status();
-      if (error->has_value()) return **std::move(error);
-    }
-  }
-  return MeasureExactly(stream, of);
-}
-
 }  // namespace
 
 absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
                                                    const DeviceTensor& dequantized,
                                                    const DeviceTensor& second_moment) {
-  return Measure(stream, weight, dequantized, second_moment, Sums::kAll);
-}
-
-absl::StatusOr<WeightTotals> CudaMeasureWeightTotals(CudaStream& stream, const DeviceTensor& weight,
-                                                     const DeviceTensor& dequantized,
-                                                     const DeviceTensor& second_moment) {
-  absl::StatusOr<WeightError> error =
-      Measure(stream, weight, dequantized, second_moment, Sums::kByRow);
-  if (!error.ok()) return error.status();
-  return TotalsOf(*error);
+  const Operands of = {.rows = weight.dim(0),
+                       .cols = weight.dim(1),
+                       .weight = DeviceData<double>(weight),
+                       .dequantized = DeviceData<double>(dequantized),
+                       .moment = second_moment};
+  if (!second_moment.empty() && second_moment.shape().size() == 2 &&
+      CanSplitMoment(of.rows, of.cols)) {
+    for (const bool with_low : {false, true}) {
+      absl::StatusOr<std::optional<WeightError>> error = MeasureSplit(stream, of, with_low);
+      if (!error.ok()) return error.status();
+      if (error->has_value()) return **std::move(error);
+    }
+  }
+  return MeasureExactly(stream, of);
 }
 
 }  // namespace quantd::compute
