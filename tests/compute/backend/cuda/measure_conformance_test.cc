@@ -50,10 +50,6 @@ class CudaMeasureTest : public CudaTransformTest {
     const auto sum = [](const std::vector<double>& parts) {
       return std::accumulate(parts.begin(), parts.end(), 0.0);
     };
-    const WeightTotals totals = cuda_.backend
-                                    ->MeasureWeightTotals(*cuda_.stream, cuda_.Upload(d),
-                                                          DeviceTensor(), cuda_.Upload(moment))
-                                    .value();
     ExpectNear(sum(cuda.by_row), sum(cpu.by_row), kBound, what);
     ExpectNear(sum(cuda.by_column), sum(cpu.by_column), kBound, what);
     EXPECT_LT(RelativeDistance(cuda.by_row, cpu.by_row), 5 * kBound) << what;
