@@ -66,6 +66,7 @@ class Gptq final : public QuantizationMethod {
     solution.outcome = solution.retries > 0 ? Outcome::kDamped : Outcome::kExact;
     solution.damping = solved->damping;
     solution.transform = std::move(solved->transform);
+    stage("pack");
     absl::Status status =
         SetQuantized(backend, stream, *format, std::move(solved->quantized), solution);
     if (!status.ok()) return status;

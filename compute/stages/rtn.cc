@@ -84,6 +84,7 @@ class Rtn final : public QuantizationMethod {
     solution.damping = solution.transform.damping_max;
     solution.retries = solution.transform.damped_blocks;
     solution.outcome = solution.retries > 0 ? Outcome::kDamped : Outcome::kExact;
+    stage("pack");
     absl::Status status =
         SetQuantized(backend, stream, *format, std::move(best->quantized), solution);
     if (!status.ok()) return status;

@@ -65,16 +65,4 @@ SyntheticLayer MakeSyntheticLayer(int64_t rows, int64_t cols, int64_t sample_row
   return layer;
 }
 
-Tensor DiagonalBlocks(const Tensor& matrix, int64_t block_size) {
-  const int64_t cols = matrix.dim(0);
-  Tensor blocks = Tensor::Create(DType::kF64, {cols / block_size, block_size, block_size}).value();
-  for (int64_t i = 0; i < cols; ++i) {
-    for (int64_t j = 0; j < block_size; ++j) {
-      blocks.as<double>()[i * block_size + j] =
-          matrix.as<double>()[i * cols + i / block_size * block_size + j];
-    }
-  }
-  return blocks;
-}
-
 }  // namespace quantd::compute

@@ -16,7 +16,4 @@ struct SyntheticLayer {
 };
 SyntheticLayer MakeSyntheticLayer(int64_t rows, int64_t cols, int64_t sample_rows, uint64_t seed);
 
-// The diagonal blocks of a square matrix, C/B x B x B, F64.
-Tensor DiagonalBlocks(const Tensor& matrix, int64_t block_size);
-
 }  // namespace quantd::compute

@@ -46,6 +46,15 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(scope="module")
+def uncached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Keeps no sealed statistic in memory: each read is one of the blob."""
+    directory = tmp_path_factory.mktemp("uncached") / "data"
+    started = Server(directory, config="limits { moment_cache_bytes: 1 }").start()
+    yield started
+    started.stop()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(server: Server) -> Iterator[None]:
     yield
@@ -528,12 +537,12 @@ def test_list_with_a_token_that_is_none(server: Server) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_damaged_blob_is_data_loss(server: Server, unique: str, damage: str) -> None:
+def test_damaged_blob_is_data_loss(uncached: Server, unique: str, damage: str) -> None:
     """A bit that the disk lost is found on read, named, and nobody computes with it."""
-    before = server.blob_files()
-    statistic = sealed_statistic(server.api, unique, VALUES)
-    (path,) = set(server.blob_files()) - set(before)
-    blob = server.data_dir / path
+    before = uncached.blob_files()
+    statistic = sealed_statistic(uncached.api, unique, VALUES)
+    (path,) = set(uncached.blob_files()) - set(before)
+    blob = uncached.data_dir / path
     content = bytearray(blob.read_bytes())
     blob.chmod(0o644)
     if damage == "flip":
@@ -542,18 +551,18 @@ def test_damaged_blob_is_data_loss(server: Server, unique: str, damage: str) -> 
         del content[-100:]
     blob.write_bytes(content)
     with refused("DATA_LOSS", says=[unique]):
-        export_statistic(server.api, statistic.name)
+        export_statistic(uncached.api, statistic.name)
     job = create_job(
-        server.api,
+        uncached.api,
         [layer("w", 8, COLS, statistic=statistic.name)],
         recipe_pb2.Recipe(format=recipe_pb2.INT4, transform=recipe_pb2.WUS),
         job_id=f"damaged-{damage}",
     )
-    upload(server.api, job.layers[0].name, gaussian(8, COLS, 1), F32)
-    ended = wait_for_job(server.api, job.name)
+    upload(uncached.api, job.layers[0].name, gaussian(8, COLS, 1), F32)
+    ended = wait_for_job(uncached.api, job.name)
     assert ended.state == jobs_pb2.FAILED
     assert ended.layers[0].error.code == grpc.StatusCode.DATA_LOSS.value[0]
-    delete_job(server.api, job.name)
+    delete_job(uncached.api, job.name)
 
 
 def test_crc_is_crc32c() -> None:

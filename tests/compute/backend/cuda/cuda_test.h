@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "compute/backend/backend.h"
@@ -14,6 +16,13 @@
 // Conformance: every op of the CUDA backend against the CPU backend, which is the float64
 // reference. Needs a GPU: these tests fail without one, and CI, which has none, only builds them.
 namespace quantd::compute {
+
+// A file of tests/golden: of the folder in the environment's QUANTD_GOLDEN_DIR, which a program
+// that was built on another machine needs, or of the sources that it was built from.
+inline std::string GoldenFile(const std::string& name) {
+  const char* folder = std::getenv("QUANTD_GOLDEN_DIR");
+  return std::string(folder != nullptr ? folder : QUANTD_GOLDEN_DIR) + "/" + name;
+}
 
 class CudaTest : public testing::Test {
  protected:

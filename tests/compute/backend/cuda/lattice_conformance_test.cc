@@ -304,7 +304,7 @@ TEST_F(CudaLatticeTest, WaterSicStoresTheSameCodes) {
 
 const SafetensorsFile& File() {
   static const auto* file = new SafetensorsFile(
-      SafetensorsFile::Open(QUANTD_GOLDEN_DIR "/watersic_golden.safetensors").value());
+      SafetensorsFile::Open(GoldenFile("watersic_golden.safetensors")).value());
   return *file;
 }
 
