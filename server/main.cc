@@ -8,12 +8,14 @@
 
 #include <algorithm>
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <set>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -34,6 +36,7 @@
 #include "server/service/jobs_service.h"
 #include "server/service/messages.h"
 #include "server/service/quantize_service.h"
+#include "server/service/readiness.h"
 #include "server/service/results_service.h"
 #include "server/service/server_service.h"
 #include "server/service/weights_service.h"
@@ -207,8 +210,12 @@ JobEvents EventsFor(Metrics& metrics) {
   return events;
 }
 
-void RefreshGauges(Metrics& metrics, const JobEngine& engine,
+void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine& engine,
                    const std::vector<compute::Backend*>& backends, BlobStore& blobs) {
+  std::error_code unknown;
+  if (const auto disk = std::filesystem::space(config.data_dir, unknown); !unknown) {
+    metrics.SetDisk(static_cast<int64_t>(disk.available), static_cast<int64_t>(disk.capacity));
+  }
   for (const compute::Backend* backend : backends) {
     const compute::DeviceInfo info = backend->Describe();
     metrics.SetDeviceMemory(info.name, info.used_bytes, info.memory_bytes);
@@ -324,7 +331,11 @@ absl::Status Serve(const ServerConfig& config) {
   WeightUploads uploads(
       **jobs, **blobs, config.limits.max_weight_bytes, config.limits.max_streams_per_tenant,
       [&engine](const LayerKey& key) { engine->WeightCompleted(key.tenant, key.job); });
-  metrics->OnScrape([&](Metrics& m) { RefreshGauges(m, *engine, backends, **blobs); });
+  Readiness readiness(**jobs, *metrics);
+  metrics->OnScrape([&](Metrics& m) {
+    readiness.Check().IgnoreError();  // the metrics tell
+    RefreshGauges(m, config, *engine, backends, **blobs);
+  });
 
   const CallEnvironment environment{**authenticator, *metrics, executor};
   std::vector<std::unique_ptr<grpc::Service>> services;
@@ -339,8 +350,8 @@ absl::Status Serve(const ServerConfig& config) {
   services.push_back(
       NewServerService(environment, QUANTD_VERSION, backends, config.limits, *engine));
 
-  absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics_endpoint =
-      MetricsEndpoint::Serve(*metrics, config.metrics_listen);
+  absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics_endpoint = MetricsEndpoint::Serve(
+      *metrics, [&readiness] { return readiness.Check(); }, config.metrics_listen);
   if (!metrics_endpoint.ok()) return metrics_endpoint.status();
 
   grpc::EnableDefaultHealthCheckService(true);
@@ -358,8 +369,7 @@ absl::Status Serve(const ServerConfig& config) {
         absl::StrCat("listen: cannot bind ", config.listen, "; is another server using it?"));
   }
   if (absl::Status status = engine->Start(); !status.ok()) return status;
-  server->GetHealthCheckService()->SetServingStatus(true);
-  metrics->SetServing(true);
+  readiness.Start(*server->GetHealthCheckService());
 
   const auto with_port = [](const std::string& address, int actual) {
     Address parsed = ParseAddress(address).value_or(Address{});
@@ -376,8 +386,7 @@ absl::Status Serve(const ServerConfig& config) {
   WaitForStopSignal();
   Log(LogLevel::kInfo, "draining");
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
-  server->GetHealthCheckService()->SetServingStatus(false);
-  metrics->SetServing(false);
+  readiness.Drain();
   statistics.Drain();
   uploads.Drain();
   engine->Drain(deadline);

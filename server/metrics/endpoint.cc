@@ -17,6 +17,7 @@ namespace {
 constexpr int kThreads = 4;
 constexpr int kTimeoutSeconds = 5;
 constexpr char kTextFormat[] = "text/plain; version=0.0.4; charset=utf-8";
+constexpr char kPlainText[] = "text/plain; charset=utf-8";
 
 }  // namespace
 
@@ -25,8 +26,8 @@ struct MetricsEndpoint::Server {
   std::thread listener;
 };
 
-absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Serve(Metrics& metrics,
-                                                                        absl::string_view text) {
+absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Serve(
+    Metrics& metrics, std::function<absl::Status()> ready, absl::string_view text) {
   const absl::StatusOr<Address> address = ParseAddress(text);
   if (!address.ok()) return address.status();
   auto server = std::make_unique<Server>();
@@ -43,6 +44,16 @@ absl::StatusOr<std::unique_ptr<MetricsEndpoint>> MetricsEndpoint::Serve(Metrics&
   });
   http.Get("/metrics", [&metrics](const httplib::Request&, httplib::Response& response) {
     response.set_content(metrics.Text(), kTextFormat);
+  });
+  http.Get("/healthz", [](const httplib::Request&, httplib::Response& response) {
+    response.set_content("alive\n", kPlainText);
+  });
+  http.Get("/readyz", [ready = std::move(ready)](const httplib::Request&,
+                                                 httplib::Response& response) {
+    const absl::Status status = ready();
+    response.status = status.ok() ? 200 : 503;
+    response.set_content(
+        status.ok() ? "ready\n" : absl::StrCat("not ready: ", status.message(), "\n"), kPlainText);
   });
   int port = address->port;
   if (port == 0) {

@@ -128,6 +128,9 @@ struct Metrics::State final : public prometheus::Collectable {
                                          "Always 1; the labels say what runs.");
   Gauge& serving =
       MakeGauge("quantd_serving", {}, "1 while new work is accepted, 0 while draining.").With({});
+  Gauge& ready =
+      MakeGauge("quantd_ready", {}, "1 while /readyz says so, 0 while draining or the store fails.")
+          .With({});
 
   Labelled<Counter> rpcs =
       MakeCounter("quantd_rpcs_total", {"method", "code"}, "Finished RPCs by gRPC status code.");
@@ -176,6 +179,12 @@ struct Metrics::State final : public prometheus::Collectable {
       MakeGauge("quantd_device_memory_bytes", {"device"}, "Device memory that there is.");
   TenantGauge stored_bytes{
       MakeGauge("quantd_stored_bytes", {"tenant"}, "Bytes of stored blobs and staging files.")};
+  Gauge& disk_free =
+      MakeGauge("quantd_disk_free_bytes", {},
+                "Room that the server may still use on the data directory's file system.")
+          .With({});
+  Gauge& disk_total =
+      MakeGauge("quantd_disk_bytes", {}, "Size of the data directory's file system.").With({});
 
   std::array<Gauge*, kTrafficNames.size()> open_streams{};
   std::array<Counter*, kTrafficNames.size()> bytes_in{};
@@ -255,6 +264,13 @@ void Metrics::SetStoredBytes(const std::map<std::string, int64_t>& bytes) {
 }
 
 void Metrics::SetServing(bool serving) { state_->serving.Set(serving ? 1 : 0); }
+
+void Metrics::SetReady(bool ready) { state_->ready.Set(ready ? 1 : 0); }
+
+void Metrics::SetDisk(int64_t free_bytes, int64_t total_bytes) {
+  state_->disk_free.Set(static_cast<double>(free_bytes));
+  state_->disk_total.Set(static_cast<double>(total_bytes));
+}
 
 void Metrics::OnScrape(std::function<void(Metrics&)> refresh) {
   std::lock_guard lock(state_->refresh_mutex);

@@ -62,6 +62,9 @@ class Metrics {
   // Of blobs and staging files, by tenant. Replaces all values.
   void SetStoredBytes(const std::map<std::string, int64_t>& bytes);
   void SetServing(bool serving);  // false while draining
+  void SetReady(bool ready);      // what /readyz says
+  // Of the file system of the data directory; `free_bytes` as far as this process may use it.
+  void SetDisk(int64_t free_bytes, int64_t total_bytes);
 
   // `refresh` runs before every scrape, to set the gauges above. May be called from any thread.
   void OnScrape(std::function<void(Metrics&)> refresh);
@@ -83,12 +86,15 @@ class Metrics {
   std::shared_ptr<State> state_;
 };
 
-// Serves /metrics over HTTP until it is destroyed. The metrics must outlive it.
+// Serves over HTTP, until it is destroyed: /metrics; /healthz, which answers 200 as long as the
+// process does (liveness); and /readyz, 200 or 503 with the reason. The metrics must outlive it.
 class MetricsEndpoint {
  public:
-  // `text`: HOST:PORT; port 0 picks a free one. UNAVAILABLE if it cannot be bound,
+  // `ready` may be called from any thread, also at once; the message of its error is shown to
+  // whoever asks. `text`: HOST:PORT; port 0 picks a free one. UNAVAILABLE if it cannot be bound,
   // INVALID_ARGUMENT if it is no address.
   static absl::StatusOr<std::unique_ptr<MetricsEndpoint>> Serve(Metrics& metrics,
+                                                                std::function<absl::Status()> ready,
                                                                 absl::string_view text);
   ~MetricsEndpoint();
   int port() const { return port_; }  // that is bound

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -270,6 +271,15 @@ class Server:
         url = f"http://{self.metrics_address}/metrics"
         with urllib.request.urlopen(url, timeout=seconds(10)) as answer:
             return answer.read().decode()
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """Status and text of an answer of the metrics port."""
+        url = f"http://{self.metrics_address}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=seconds(10)) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def blob_files(self) -> dict[str, int]:
         """Files below the data directory and their sizes, without the database's own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -254,7 +255,21 @@ def test_names_that_callers_choose_make_no_series(server: Server) -> None:
     assert len(text.splitlines()) < before + 100
 
 
-def test_only_metrics_are_served(server: Server) -> None:
+def test_probes(server: Server) -> None:
+    assert server.probe("/healthz") == (200, "alive\n")
+    assert server.probe("/readyz") == (200, "ready\n")
+    assert _scrape(server).value("quantd_ready") == 1
+
+
+def test_the_disk_is_measured(server: Server) -> None:
+    disk = os.statvfs(server.data_dir)
+    scrape = _scrape(server)
+    assert scrape.value("quantd_disk_bytes") == disk.f_blocks * disk.f_frsize
+    free = scrape.value("quantd_disk_free_bytes")
+    assert 0 < free <= disk.f_blocks * disk.f_frsize
+
+
+def test_nothing_else_is_served(server: Server) -> None:
     for path in ("/", "/etc/passwd", "/metrics/../../etc/passwd", "/debug"):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"http://{server.metrics_address}{path}", timeout=seconds(10))

@@ -67,8 +67,14 @@ def test_limits(info: server_pb2.ServerInfo) -> None:
     assert limits.max_inline_bytes == 1 << 20
 
 
+SERVICES = ("Jobs", "Weights", "Calibration", "Results", "Quantize", "Server")
+
+
 def test_health(server: Server) -> None:
+    """Of the server as a whole and of each service by its name."""
     assert server.api.health() == "SERVING"
+    for service in SERVICES:
+        assert server.api.health(f"quantd.v1.{service}") == "SERVING", service
 
 
 def test_health_of_a_service_that_is_not_there(server: Server) -> None:

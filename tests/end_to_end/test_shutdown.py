@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def test_drain(start_server: Callable[..., Server]) -> None:
     job = _busy_job(server)
     probe = server.connect()
     assert probe.health() == "SERVING"  # connected before the signal
+    assert server.probe("/readyz") == (200, "ready\n")
     open_stream = ActivationStream(probe, activation_header("tenants/default/statistics/open", 64))
     open_stream.send(activation_chunk(1, activations_like(8, 64, 1)))
     open_stream.wait_received(1)
@@ -82,6 +84,7 @@ def test_drain(start_server: Callable[..., Server]) -> None:
     server.terminate()
     observed: list[str] = []
     refusals: list[Refusal] = []
+    probes: list[tuple[tuple[int, str], tuple[int, str]]] = []
 
     def drained() -> bool:
         try:
@@ -90,6 +93,8 @@ def test_drain(start_server: Callable[..., Server]) -> None:
             return True
         if observed[-1] != "NOT_SERVING":
             return False
+        with contextlib.suppress(OSError):
+            probes.append((server.probe("/readyz"), server.probe("/healthz")))
         for attempt in (
             lambda: ActivationStream(
                 probe, activation_header("tenants/default/statistics/new", 64)
@@ -106,6 +111,7 @@ def test_drain(start_server: Callable[..., Server]) -> None:
     eventually(drained, "health says NOT_SERVING", 10)
     assert "NOT_SERVING" in observed, observed
     assert refusals, "no stream was refused during the drain"
+    assert ((503, "not ready: draining\n"), (200, "alive\n")) in probes
     for refusal in refusals:
         assert refusal.reason == "DRAINING"
         assert refusal.retry_seconds is not None and refusal.retry_seconds > 0

@@ -75,7 +75,11 @@ void UseEverything(Metrics& metrics) {
   metrics.SetDeviceMemory("cpu:0", 100, 200);
   metrics.SetStoredBytes({{"acme", 12345}});
   metrics.SetServing(true);
+  metrics.SetReady(true);
+  metrics.SetDisk(300, 1000);
 }
+
+absl::Status Ready() { return absl::OkStatus(); }
 
 // The text format's samples: "name{labels}" -> value.
 std::map<std::string, double> Samples(const std::string& text) {
@@ -155,6 +159,9 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_device_memory_bytes{device="cpu:0"})", 200},
       {R"(quantd_stored_bytes{tenant="acme"})", 12345},
       {R"(quantd_serving)", 1},
+      {R"(quantd_ready)", 1},
+      {R"(quantd_disk_free_bytes)", 300},
+      {R"(quantd_disk_bytes)", 1000},
   };
   for (const auto& [name, value] : expected) {
     const auto found = samples.find(name);
@@ -264,7 +271,7 @@ std::string Get(int port, absl::string_view path) {
 TEST(MetricsEndpointTest, ServesOnAFreePort) {
   Metrics metrics({});
   UseEverything(metrics);
-  auto endpoint = MetricsEndpoint::Serve(metrics, "127.0.0.1:0");
+  auto endpoint = MetricsEndpoint::Serve(metrics, Ready, "127.0.0.1:0");
   ASSERT_TRUE(endpoint.ok()) << endpoint.status();
   ASSERT_GT((*endpoint)->port(), 0);
   const std::string response = Get((*endpoint)->port(), "/metrics");
@@ -278,16 +285,31 @@ TEST(MetricsEndpointTest, ServesOnAFreePort) {
   EXPECT_EQ(Get(port, "/metrics"), "");
 }
 
+TEST(MetricsEndpointTest, LivenessAndReadinessAreApart) {
+  Metrics metrics({});
+  absl::Status ready = absl::UnavailableError("draining");
+  const auto endpoint = MetricsEndpoint::Serve(
+      metrics, [&ready] { return ready; }, "127.0.0.1:0");
+  ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+  const int port = (*endpoint)->port();
+  EXPECT_THAT(Get(port, "/healthz"), HasSubstr("200 OK"));
+  EXPECT_THAT(Get(port, "/readyz"), HasSubstr("503 Service Unavailable"));
+  EXPECT_THAT(Get(port, "/readyz"), HasSubstr("not ready: draining"));
+  ready = absl::OkStatus();
+  EXPECT_THAT(Get(port, "/readyz"), HasSubstr("200 OK"));
+  EXPECT_THAT(Get(port, "/healthz"), HasSubstr("200 OK"));
+}
+
 TEST(MetricsEndpointTest, ListensOnNames) {
   Metrics metrics({});
-  const auto endpoint = MetricsEndpoint::Serve(metrics, "localhost:0");
+  const auto endpoint = MetricsEndpoint::Serve(metrics, Ready, "localhost:0");
   ASSERT_TRUE(endpoint.ok()) << endpoint.status();
   EXPECT_THAT(Get((*endpoint)->port(), "/metrics"), HasSubstr("200 OK"));
 }
 
 TEST(MetricsEndpointTest, ATakenForeignOrMalformedAddressIsAStatus) {
   Metrics metrics({});
-  const auto first = MetricsEndpoint::Serve(metrics, "127.0.0.1:0");
+  const auto first = MetricsEndpoint::Serve(metrics, Ready, "127.0.0.1:0");
   ASSERT_TRUE(first.ok()) << first.status();
   const std::pair<std::string, absl::StatusCode> cases[] = {
       {absl::StrCat("127.0.0.1:", (*first)->port()), absl::StatusCode::kUnavailable},
@@ -295,7 +317,7 @@ TEST(MetricsEndpointTest, ATakenForeignOrMalformedAddressIsAStatus) {
       {"nonsense", absl::StatusCode::kInvalidArgument},
   };
   for (const auto& [address, code] : cases) {
-    const absl::Status status = MetricsEndpoint::Serve(metrics, address).status();
+    const absl::Status status = MetricsEndpoint::Serve(metrics, Ready, address).status();
     EXPECT_EQ(status.code(), code) << address;
     EXPECT_THAT(std::string(status.message()), HasSubstr(address));
   }
@@ -303,7 +325,7 @@ TEST(MetricsEndpointTest, ATakenForeignOrMalformedAddressIsAStatus) {
 
 TEST(MetricsEndpointTest, ScrapesGoOnAfterRequestsThatAreNone) {
   Metrics metrics({});
-  const auto endpoint = MetricsEndpoint::Serve(metrics, "127.0.0.1:0");
+  const auto endpoint = MetricsEndpoint::Serve(metrics, Ready, "127.0.0.1:0");
   ASSERT_TRUE(endpoint.ok()) << endpoint.status();
   for (const std::string& path : {std::string("/nothing"), std::string("/../etc/passwd"),
                                   std::string("no path"), "/" + std::string(100'000, 'x')}) {
