@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -123,6 +124,17 @@ std::vector<uint8_t> BinColumns(absl::Span<const double> squares, int64_t rows) 
   return bins;
 }
 
+int64_t CountLargeValues(const CodeCounts& counts) {
+  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
+  int64_t large = 0;
+  for (const TokenCounts& bin : counts.of_bin) {
+    for (uint32_t token = 0; token < bin.size(); ++token) {
+      if (!finest.IsDirect(token)) large += bin[token];
+    }
+  }
+  return large;
+}
+
 CodeCounts CountTokens(absl::Span<const int32_t> values, int64_t cols) {
   std::vector<double> squares(cols);
   for (size_t begin = 0; begin < values.size(); begin += cols) {
@@ -141,6 +153,9 @@ CodeCounts CountTokens(absl::Span<const int32_t> values, int64_t cols) {
     for (int64_t c = 0; c < cols; ++c) {
       ++counts.of_bin[bins[c]][finest.TokenOf(TokenAlphabet::Zigzag(values[begin + c]))];
     }
+  }
+  if (const int64_t large = CountLargeValues(counts); large > 0 && large <= MostLargeValues(size)) {
+    std::copy_if(values.begin(), values.end(), std::back_inserter(counts.large), IsLargeValue);
   }
   return counts;
 }

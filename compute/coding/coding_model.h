@@ -17,7 +17,13 @@ struct CodeCounts {
   int64_t values = 0;
   std::vector<uint8_t> bin_of_column;
   std::vector<TokenCounts> of_bin;  // kSpreadBins; empty for a bin without columns
+  // The values that share a token of the finest alphabet with others, in any order; empty where
+  // they are more than MostLargeValues.
+  std::vector<int32_t> large = {};
 };
+// How many values there are that share a token.
+int64_t CountLargeValues(const CodeCounts& counts);
+constexpr int64_t MostLargeValues(int64_t values) { return values / 16; }
 
 // The bin of each column, by the sums of squares of its `rows` values.
 std::vector<uint8_t> BinColumns(absl::Span<const double> squares, int64_t rows);

@@ -42,15 +42,13 @@ double CountInTable(absl::Span<const int32_t> values, int32_t least, int64_t ran
   return sum.Entropy(values.size());
 }
 
-double CountSorted(absl::Span<const int32_t> values) {
+void AddSorted(absl::Span<const int32_t> values, LogSum& sum) {
   std::vector<int32_t> sorted(values.begin(), values.end());
   std::sort(sorted.begin(), sorted.end());
-  LogSum sum;
   for (size_t begin = 0, end = 0; begin < sorted.size(); begin = end) {
     while (end < sorted.size() && sorted[end] == sorted[begin]) ++end;
     sum.Add(static_cast<uint32_t>(end - begin));
   }
-  return sum.Entropy(values.size());
 }
 
 }  // namespace
@@ -64,18 +62,23 @@ double EmpiricalEntropy(absl::Span<const int32_t> values) {
     greatest = std::max(greatest, value);
   }
   const int64_t range = static_cast<int64_t>(greatest) - least + 1;
-  return range <= kLargestTable ? CountInTable(values, least, range) : CountSorted(values);
+  if (range <= kLargestTable) return CountInTable(values, least, range);
+  LogSum sum;
+  AddSorted(values, sum);
+  return sum.Entropy(values.size());
 }
 
 std::optional<double> EntropyOf(const CodeCounts& counts) {
+  if (CountLargeValues(counts) != static_cast<int64_t>(counts.large.size())) return std::nullopt;
   const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
   LogSum sum;
   for (uint32_t token = 0; token < finest.size(); ++token) {
+    if (!finest.IsDirect(token)) continue;
     uint32_t all = 0;
     for (const TokenCounts& bin : counts.of_bin) all += bin.empty() ? 0 : bin[token];
-    if (all > 0 && !finest.IsDirect(token)) return std::nullopt;
     sum.Add(all);
   }
+  AddSorted(counts.large, sum);
   return counts.values == 0 ? 0.0 : sum.Entropy(counts.values);
 }
 

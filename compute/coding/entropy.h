@@ -11,7 +11,7 @@ namespace quantd::compute {
 // Empirical entropy of `values` as independent draws, bits a value: -sum p log2 p over their
 // relative frequencies. 0 for none. Thread-safe.
 double EmpiricalEntropy(absl::Span<const int32_t> values);
-// The same from counts; unset where values share a token.
+// The same from counts; unset where values share a token that are not listed.
 std::optional<double> EntropyOf(const CodeCounts& counts);
 
 // Bits a weight of a WaterSIC layer of rows x cols (numerics, section 5): codes of the cols - dead

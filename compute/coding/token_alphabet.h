@@ -60,6 +60,12 @@ class TokenAlphabet {
   uint32_t direct_end_;
 };
 
+// Whether the value shares its token of the finest alphabet with others.
+constexpr bool IsLargeValue(int32_t value) {
+  const TokenAlphabet finest(TokenAlphabet::kMaxSplit);
+  return !finest.IsDirect(finest.TokenOf(TokenAlphabet::Zigzag(value)));
+}
+
 // How often each token of the finest alphabet (split kMaxSplit) occurs.
 using TokenCounts = std::vector<uint32_t>;
 

@@ -241,7 +241,7 @@ class Solver {
     std::vector<double> entropies;
     for (size_t i = 0; i < layer_rows_.size(); ++i) {
       std::optional<double> entropy = EntropyOf(counts_[i]);
-      if (!entropy.has_value()) {  // some codes are too large to be counted apart
+      if (!entropy.has_value()) {  // too many codes are too large to be counted apart
         const absl::StatusOr<std::vector<int32_t>> codes =
             DecodeIntegers(coded_[i].coded, layer_rows_[i], LiveCols());
         if (!codes.ok()) return codes.status();

@@ -1,6 +1,7 @@
 #include "compute/backend/cpu/lattice_codes.h"
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "compute/backend/cpu/host_memory.h"
@@ -57,6 +58,14 @@ absl::StatusOr<CodeCounts> CpuCountCodes(WorkerPool& pool, Stream& stream,
       AddColumn(column(c), of_bin);
     }
   });
+  if (const int64_t large = CountLargeValues(counts);
+      large > 0 && large <= MostLargeValues(counts.values)) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const absl::Span<const int32_t> codes_of_column = column(c);
+      std::copy_if(codes_of_column.begin(), codes_of_column.end(), std::back_inserter(counts.large),
+                   IsLargeValue);
+    }
+  }
   if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
   return counts;
 }

@@ -149,6 +149,29 @@ class SegmentWriter {
 
 }  // namespace
 
+namespace {
+
+// `count` of them.
+absl::StatusOr<std::vector<int32_t>> ListLargeCodes(CudaStream& stream, int64_t rows, int64_t cols,
+                                                    const int32_t* values, int64_t stride,
+                                                    int64_t count) {
+  const auto large = DeviceBuffer<int32_t>::Allocate(stream, count);
+  if (!large.ok()) return large.status();
+  const auto listed = DeviceBuffer<uint32_t>::Allocate(stream, 1);
+  if (!listed.ok()) return listed.status();
+  absl::Status status = ToStatus(cudaMemsetAsync(listed->data(), 0, sizeof(uint32_t), stream.get()),
+                                 "clearing a count");
+  if (status.ok()) {
+    status = ToStatus(LaunchListLargeCodes(stream.get(), rows, cols, values, stride, count,
+                                           large->data(), listed->data()),
+                      "listing large codes");
+  }
+  if (!status.ok()) return status;
+  return CopyToHost(stream, large->data(), count);
+}
+
+}  // namespace
+
 absl::StatusOr<CodeCounts> CudaCountCodes(CudaStream& stream, const DeviceTensor& codes,
                                           int64_t first, int64_t rows) {
   const int64_t cols = codes.dim(0);
@@ -184,6 +207,12 @@ absl::StatusOr<CodeCounts> CudaCountCodes(CudaStream& stream, const DeviceTensor
     const auto begin = host_tokens->begin() + int64_t{bin} * kFinestTokens;
     counts.of_bin[bin].assign(begin, begin + kFinestTokens);
   }
+  const int64_t large = CountLargeValues(counts);
+  if (large == 0 || large > MostLargeValues(counts.values)) return counts;
+  absl::StatusOr<std::vector<int32_t>> listed =
+      ListLargeCodes(stream, rows, cols, values, stride, large);
+  if (!listed.ok()) return listed.status();
+  counts.large = *std::move(listed);
   return counts;
 }
 

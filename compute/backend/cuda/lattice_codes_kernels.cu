@@ -52,6 +52,17 @@ __global__ void CountTokensKernel(int64_t rows, const int32_t* codes, int64_t st
   }
 }
 
+// One block a column.
+__global__ void ListLargeCodesKernel(int64_t rows, const int32_t* codes, int64_t stride,
+                                     int64_t capacity, int32_t* large, uint32_t* count) {
+  const int32_t* const column = codes + blockIdx.x * stride;
+  for (int64_t r = threadIdx.x; r < rows; r += kThreads) {
+    if (!IsLargeValue(column[r])) continue;
+    const uint32_t place = atomicAdd(count, 1u);
+    if (place < capacity) large[place] = column[r];
+  }
+}
+
 __global__ void RowMajorKernel(int64_t rows, int64_t cols, const int32_t* codes, int64_t stride,
                                int32_t* to) {
   __shared__ int32_t square[kSquare][kSquare + 1];
@@ -89,6 +100,15 @@ cudaError_t LaunchCountTokens(cudaStream_t stream, int64_t rows, int64_t cols, c
   if (cols == 0) return cudaSuccess;
   CountTokensKernel<<<static_cast<unsigned>(cols), kThreads, 0, stream>>>(rows, codes, stride, bins,
                                                                           counts);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchListLargeCodes(cudaStream_t stream, int64_t rows, int64_t cols,
+                                 const int32_t* codes, int64_t stride, int64_t capacity,
+                                 int32_t* large, uint32_t* count) {
+  if (cols == 0) return cudaSuccess;
+  ListLargeCodesKernel<<<static_cast<unsigned>(cols), kThreads, 0, stream>>>(
+      rows, codes, stride, capacity, large, count);
   return cudaGetLastError();
 }
 

@@ -19,6 +19,12 @@ inline constexpr int kFinestTokens = 1061;
 cudaError_t LaunchCountTokens(cudaStream_t stream, int64_t rows, int64_t cols, const int32_t* codes,
                               int64_t stride, const uint8_t* bins, uint32_t* counts);
 
+// The values that share a token of the finest alphabet with others, in any order: their number is
+// added to *count, the first `capacity` of them that come go to `large`.
+cudaError_t LaunchListLargeCodes(cudaStream_t stream, int64_t rows, int64_t cols,
+                                 const int32_t* codes, int64_t stride, int64_t capacity,
+                                 int32_t* large, uint32_t* count);
+
 // to[r, c], rows x cols row-major.
 cudaError_t LaunchRowMajorCodes(cudaStream_t stream, int64_t rows, int64_t cols,
                                 const int32_t* codes, int64_t stride, int32_t* to);

@@ -420,6 +420,7 @@ TEST_F(LatticeErrorTest, CodesAreCountedAndEncodedByLayer) {
   EXPECT_EQ(got.values, want.values);
   EXPECT_EQ(got.bin_of_column, want.bin_of_column);
   EXPECT_EQ(got.of_bin, want.of_bin);
+  EXPECT_THAT(got.large, testing::UnorderedElementsAreArray(want.large));
   const CodedIntegers coded =
       backend_->EncodeCodes(*stream_, codes, kFirst, kRows - kFirst, ChooseModel(got)).value();
   EXPECT_EQ(DecodeIntegers(coded, kRows - kFirst, kCols).value(), rows);

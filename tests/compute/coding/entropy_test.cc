@@ -43,6 +43,28 @@ TEST(EmpiricalEntropy, OfAFinelyRoundedGaussianIsItsDifferentialEntropy) {
   EXPECT_NEAR(EmpiricalEntropy(values), expected, 0.003);
 }
 
+TEST(EntropyOf, CountsAloneGiveItWhereLargeValuesAreFew) {
+  std::vector<int32_t> values(64 * 500);
+  std::mt19937_64 random(3);
+  std::normal_distribution<double> normal(0.0, 4.0);
+  for (size_t i = 0; i < values.size(); ++i) {  // every 32nd column is an outlier
+    values[i] = static_cast<int32_t>(std::lround(normal(random) * (i % 32 == 5 ? 900.0 : 1.0)));
+  }
+  values[7] = kLeast;
+  const CodeCounts counts = CountTokens(values, 64);
+  EXPECT_GT(counts.large.size(), 500u);
+  EXPECT_NEAR(EntropyOf(counts).value(), EmpiricalEntropy(values), 1e-12);
+}
+
+TEST(EntropyOf, ManyLargeValuesAreNotListed) {
+  std::vector<int32_t> values(1000);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = i % 10 == 0 ? 5000 : 1;
+  const CodeCounts counts = CountTokens(values, 10);
+  EXPECT_EQ(CountLargeValues(counts), 100);
+  EXPECT_TRUE(counts.large.empty());
+  EXPECT_FALSE(EntropyOf(counts).has_value());
+}
+
 TEST(LatticeRate, CountsSixteenBitsAScaleAndADeadIndex) {
   EXPECT_DOUBLE_EQ(LatticeRate(2.0, 96, 64, 0), 2.0 + 16.0 / 96.0 + 16.0 / 64.0);
   EXPECT_DOUBLE_EQ(LatticeRate(2.0, 96, 64, 16),

@@ -198,6 +198,8 @@ TEST_F(CudaLatticeTest, CountsAndBytesAreThoseOfTheCpu) {
         EXPECT_EQ(counts[0].values, counts[1].values);
         EXPECT_EQ(counts[0].bin_of_column, counts[1].bin_of_column);
         EXPECT_EQ(counts[0].of_bin, counts[1].of_bin);
+        for (CodeCounts& each : counts) std::sort(each.large.begin(), each.large.end());
+        EXPECT_EQ(counts[0].large, counts[1].large);
         EXPECT_EQ(coded[0].stream, coded[1].stream);
         EXPECT_EQ(coded[0].segment_offsets, coded[1].segment_offsets);
         EXPECT_EQ(coded[0].frequencies, coded[1].frequencies);
