@@ -182,6 +182,11 @@ void AddRecipeOptions(CLI::App* command, compute::Recipe* recipe) {
                    "Of higgs: values that one code stands for, 1 (default) or 2")
       ->type_name("P")
       ->group(group);
+  command
+      ->add_flag("--skip_rate_theory", recipe->skip_rate_theory,
+                 "No waterfilling limit in the report of gptq and watersic: on wide layers its "
+                 "eigenvalues take longer than the method")
+      ->group(group);
 }
 
 void AddGptqOptions(CLI::App* command, compute::GptqOptions* gptq) {

@@ -139,6 +139,7 @@ v1::Recipe ToWire(const compute::Recipe& recipe) {
   wire.set_seed(recipe.seed);
   wire.set_rate_bits(recipe.rate_bits);
   wire.set_grid_dimension(static_cast<int32_t>(recipe.grid_dimension));
+  wire.set_skip_rate_theory(recipe.skip_rate_theory);
   if (recipe.method == compute::Method::kGptq) {
     v1::Gptq* gptq = wire.mutable_gptq();
     gptq->set_order(NextOf<v1::BlockOrder>(recipe.gptq.order));
@@ -184,6 +185,7 @@ compute::Recipe FromWire(const v1::Recipe& wire) {
   recipe.seed = wire.seed();
   recipe.rate_bits = wire.rate_bits();
   recipe.grid_dimension = wire.grid_dimension();
+  recipe.skip_rate_theory = wire.skip_rate_theory();
   if (wire.has_gptq()) {
     recipe.gptq.order = PreviousOf<compute::BlockOrder>(wire.gptq().order());
     recipe.gptq.act_order = wire.gptq().act_order();

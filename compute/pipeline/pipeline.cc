@@ -186,7 +186,7 @@ class GroupRun {
       results_[i].report.requested_rate_bits = problem_.recipe.rate_bits;
       results_[i].report.entropy_bits = solution.entropy_bits[i];
     }
-    if (problem_.full_moment.empty()) return absl::OkStatus();
+    if (problem_.full_moment.empty() || problem_.recipe.skip_rate_theory) return absl::OkStatus();
     absl::StatusOr<MomentSpectrum> spectrum =
         MeasureSpectrum(backend_, stream_, problem_.full_moment, solution.damping);
     if (!spectrum.ok()) return spectrum.status();

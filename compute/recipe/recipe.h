@@ -73,6 +73,9 @@ struct Recipe {
   double rate_bits = 0;
   int64_t grid_dimension = 0;  // HIGGS: values that one code stands for, 1 (default) or 2
   GptqOptions gptq = {};
+  // Reports of GPTQ and WaterSIC without the limits of rate-distortion theory, whose eigenvalues
+  // take longer than the method on wide layers.
+  bool skip_rate_theory = false;
 
   friend bool operator==(const Recipe&, const Recipe&) = default;
 };

@@ -95,6 +95,7 @@ absl::Status ReadField(const std::string& field, const Json& json, Recipe& r) {
   if (field == "rate_bits") return Read(json, field, r.rate_bits);
   if (field == "grid_dimension") return ReadSize(json, field, r.grid_dimension);
   if (field == "gptq") return ReadGptq(json, r.gptq);
+  if (field == "skip_rate_theory") return Read(json, field, r.skip_rate_theory);
   return Unknown("recipe", field);
 }
 
@@ -123,6 +124,7 @@ std::string ToJson(const Recipe& r) {
   json["rate_bits"] = r.rate_bits;
   json["grid_dimension"] = r.grid_dimension;
   json["gptq"] = r.method == Method::kGptq ? ToJson(r.gptq) : Json(nullptr);
+  json["skip_rate_theory"] = r.skip_rate_theory;
   return json.dump();
 }
 

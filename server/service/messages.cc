@@ -283,6 +283,7 @@ absl::StatusOr<compute::Recipe> FromProto(absl::string_view field, const v1::Rec
   recipe.seed = message.seed();
   recipe.rate_bits = message.rate_bits();
   recipe.grid_dimension = message.grid_dimension();
+  recipe.skip_rate_theory = message.skip_rate_theory();
   const v1::Gptq& gptq = message.gptq();
   if (gptq.order() != v1::BLOCK_ORDER_UNSPECIFIED) {
     const auto order = FromEnum(kBlockOrders, path("gptq.order"), gptq.order());
@@ -314,6 +315,7 @@ v1::Recipe ToProto(const compute::Recipe& recipe) {
   message.set_seed(recipe.seed);
   message.set_rate_bits(recipe.rate_bits);
   message.set_grid_dimension(static_cast<int32_t>(recipe.grid_dimension));
+  message.set_skip_rate_theory(recipe.skip_rate_theory);
   if (recipe.method == compute::Method::kGptq) {
     v1::Gptq* gptq = message.mutable_gptq();
     gptq->set_order(ToEnum(kBlockOrders, recipe.gptq.order));

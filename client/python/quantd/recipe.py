@@ -60,6 +60,8 @@ class Recipe:
     rate_bits: bits a weight, everything stored included, that watersic is to reach; 2, 3 or 4 for
         higgs.
     grid_dimension: of higgs, values that one code stands for: 1 or 2.
+    skip_rate_theory: reports of gptq and watersic leave the limits of rate-distortion theory out,
+        whose eigenvalues take longer than the method on layers of many columns.
     gptq: options of gptq.
     """
 
@@ -76,6 +78,7 @@ class Recipe:
     rate_bits: float | None = None
     grid_dimension: int | None = None
     gptq: Gptq | None = None
+    skip_rate_theory: bool = False
 
     def __post_init__(self) -> None:
         if self.format is not None or self.method in ("rtn", "gptq"):
@@ -108,6 +111,7 @@ class Recipe:
             seed=self.seed,
             rate_bits=self.rate_bits,
             grid_dimension=self.grid_dimension,
+            skip_rate_theory=self.skip_rate_theory,
             gptq=None
             if self.gptq is None
             else recipe_pb2.Gptq(
@@ -139,6 +143,7 @@ class Recipe:
             seed=message.seed,
             rate_bits=message.rate_bits or None,
             grid_dimension=message.grid_dimension or None,
+            skip_rate_theory=message.skip_rate_theory,
             gptq=Gptq(
                 order=name(recipe_pb2.BlockOrder, message.gptq.order) or "ascending",
                 act_order=message.gptq.act_order,

@@ -180,6 +180,19 @@ TEST_F(RateReportTest, DriftIsMeasuredAndSolvedFor) {
                                               energy);
 }
 
+TEST_F(RateReportTest, TheoryIsLeftOutOnRequestAndNothingElse) {
+  Recipe recipe = WaterSicAt(3.0);
+  const auto with = Run(recipe, {{.name = "layer", .weight = &weight_}});
+  recipe.skip_rate_theory = true;
+  const auto without = Run(recipe, {{.name = "layer", .weight = &weight_}});
+  const ErrorReport& report = without->front().report;
+  EXPECT_FALSE(report.waterfilling_limit_bits.has_value());
+  EXPECT_FALSE(report.cholesky_am_gm.has_value());
+  EXPECT_EQ(report.entropy_bits, with->front().report.entropy_bits);
+  EXPECT_EQ(report.relative_output_error_weight_only,
+            with->front().report.relative_output_error_weight_only);
+}
+
 TEST_F(RateReportTest, RoundToNearestHasNoPartInIt) {
   const auto results =
       Run({.format = Format::kInt4, .group_size = 16}, {{.name = "layer", .weight = &weight_}});
