@@ -117,16 +117,28 @@ class Cursor {
   const char* at_;
 };
 
+// The upper triangle from the lower, a square at a time: both of its ends stay in the cache.
+void Mirror(double* matrix, int64_t width) {
+  constexpr int64_t kSquare = 32;
+  for (int64_t r0 = 0; r0 < width; r0 += kSquare) {
+    for (int64_t c0 = 0; c0 <= r0; c0 += kSquare) {
+      for (int64_t r = r0; r < std::min(r0 + kSquare, width); ++r) {
+        for (int64_t c = c0; c < std::min(c0 + kSquare, r); ++c) {
+          matrix[c * width + r] = matrix[r * width + c];
+        }
+      }
+    }
+  }
+}
+
 // All of it, or lower triangles and what they say about the upper.
 void ReadSum(const MomentSpec& spec, Cursor& cursor, std::vector<double>& sum) {
   if (spec.is_paired()) return cursor.Read(sum.data(), spec.SumElements());
   const int64_t width = BlockWidth(spec);
-  for (int64_t row = 0; row < spec.cols; ++row) {
-    const int64_t first = row / width * width;  // of the row's block
-    cursor.Read(sum.data() + row * width, row % width + 1);
-    for (int64_t j = 0; j < row % width; ++j) {
-      sum[(first + j) * width + row % width] = sum[row * width + j];
-    }
+  for (int64_t first = 0; first < spec.cols; first += width) {
+    double* const block = sum.data() + first * width;
+    for (int64_t row = 0; row < width; ++row) cursor.Read(block + row * width, row + 1);
+    Mirror(block, width);
   }
 }
 

@@ -45,12 +45,14 @@ void Remember(std::vector<uint32_t>& crcs, uint32_t crc) {
 }  // namespace
 
 ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor,
-                                   JobStore& jobs, BlobStore& blobs, CommitPolicy policy,
+                                   JobStore& jobs, BlobStore& blobs, MomentCache& cache,
+                                   CommitPolicy policy,
                                    std::unique_ptr<compute::MomentAccumulator> accumulator)
     : target_(std::move(target)),
       opened_at_seq_(resumed.durable_seq),
       jobs_(jobs),
       blobs_(blobs),
+      cache_(cache),
       executor_(executor),
       policy_(policy),
       strand_(executor),
@@ -256,7 +258,7 @@ void ActivationStream::StartCommit() {
   }
   // Disk work runs beside the strand: accumulation goes on while the snapshot is written.
   executor_.Post([self = shared_from_this(), record = std::move(record), first,
-                  moment = std::move(*snapshot)]() mutable {
+                  last = finish_done_ != nullptr, moment = std::move(*snapshot)]() mutable {
     const absl::Time started = absl::Now();
     absl::StatusOr<BlobRef> blob = self->blobs_.Put(self->target_.tenant, moment.Serialize());
     absl::Status status = blob.status();
@@ -264,6 +266,10 @@ void ActivationStream::StartCommit() {
       record.snapshot = *blob;
       status = self->jobs_.CommitStream(self->target_.tenant, self->target_.statistic, record);
       if (CertainlyUnchanged(status)) self->blobs_.Delete(blob->name).IgnoreError();
+      if (status.ok() && last) {
+        self->cache_.Put(blob->name,
+                         std::make_shared<const compute::SecondMoment>(std::move(moment)));
+      }
     }
     self->strand_.Post([self, status, record = std::move(record), started, first] {
       if (status.ok() && self->listener_.committed) {
@@ -282,7 +288,10 @@ void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRe
   if (status.ok()) {
     const std::string superseded = durable_.snapshot.name;
     durable_ = record;
-    if (!superseded.empty()) blobs_.Delete(superseded).IgnoreError();
+    if (!superseded.empty()) {
+      cache_.Erase(superseded);
+      blobs_.Delete(superseded).IgnoreError();
+    }
     ReportProgress();
     MaybeCommit();
   } else {

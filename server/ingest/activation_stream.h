@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "compute/backend/backend.h"
+#include "server/ingest/moment_cache.h"
 #include "server/ingest/strand.h"
 #include "server/store/blob_store.h"
 #include "server/store/job_store.h"
@@ -65,7 +66,7 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
     compute::MomentSpec spec;
   };
   ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor, JobStore& jobs,
-                   BlobStore& blobs, CommitPolicy policy,
+                   BlobStore& blobs, MomentCache& cache, CommitPolicy policy,
                    std::unique_ptr<compute::MomentAccumulator> accumulator);
 
   void SetListener(ActivationListener listener);
@@ -103,6 +104,7 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   const int64_t opened_at_seq_;
   JobStore& jobs_;
   BlobStore& blobs_;
+  MomentCache& cache_;  // gets the last snapshot: it is likely to be sealed next
   Executor& executor_;
   const CommitPolicy policy_;
   Strand strand_;

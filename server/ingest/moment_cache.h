@@ -12,9 +12,9 @@
 
 namespace quantd::server {
 
-// Sealed moments in host memory, by the name of the blob that holds them, up to a budget of bytes;
-// the ones used longest ago go first. Layers that share a statistic then read and verify it once,
-// and one that is sealed and used at once is not read at all. Thread-safe.
+// Moments of statistics in host memory, by the name of the blob that holds them, up to a budget of
+// bytes; the ones used longest ago go first. Layers that share a statistic then read and verify it
+// once, and one that is sealed and used at once is not read at all. Thread-safe.
 class MomentCache {
  public:
   explicit MomentCache(int64_t budget_bytes) : budget_(budget_bytes) {}

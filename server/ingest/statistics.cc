@@ -181,7 +181,7 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
   stream.dtype = d.dtype;
   const auto known = std::find_if(record->streams.begin(), record->streams.end(),
                                   [&](const auto& s) { return s.stream_id == d.stream_id; });
-  std::unique_ptr<compute::SecondMoment> start;
+  std::shared_ptr<const compute::SecondMoment> start;
   if (known != record->streams.end()) {
     if (known->dtype != d.dtype) {
       return InvalidField("header.dtype", absl::StrCat("expected ", compute::NameOf(known->dtype),
@@ -189,11 +189,10 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
                                                        compute::NameOf(d.dtype)));
     }
     stream = *known;
-    absl::StatusOr<std::string> bytes = blobs_.ReadAll(stream.snapshot);
-    if (!bytes.ok()) return bytes.status();
-    absl::StatusOr<compute::SecondMoment> moment = compute::SecondMoment::Parse(*bytes);
-    if (!moment.ok()) return moment.status();
-    start = std::make_unique<compute::SecondMoment>(std::move(*moment));
+    absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> snapshot =
+        ReadMoment(stream.snapshot);
+    if (!snapshot.ok()) return snapshot.status();
+    start = *std::move(snapshot);
   }
   compute::Backend& backend = *backends_[next_backend_++ % backends_.size()];
   absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>> accumulator =
@@ -201,7 +200,7 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
   if (!accumulator.ok()) return accumulator.status();
   return std::make_shared<ActivationStream>(
       ActivationStream::Target{d.tenant, d.statistic, record->spec}, std::move(stream), executor_,
-      jobs_, blobs_, options_.commit, std::move(*accumulator));
+      jobs_, blobs_, cache_, options_.commit, std::move(*accumulator));
 }
 
 absl::Status Statistics::BeginClosing(const StatisticKey& key) {
@@ -232,34 +231,65 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
   record = jobs_.GetStatistic(tenant, statistic);
   if (!record.ok() || record->sealed) return record;
 
-  absl::StatusOr<compute::SecondMoment> total = compute::SecondMoment::Create(record->spec);
+  absl::StatusOr<StreamTotal> total = Total(*record);
   if (!total.ok()) return total.status();
-  // In the order of the stream ids: the same streams give the same bits.
-  for (const StatisticStreamRecord& stream : record->streams) {
-    absl::StatusOr<std::string> bytes = blobs_.ReadAll(stream.snapshot);
-    if (!bytes.ok()) return bytes.status();
-    absl::StatusOr<compute::SecondMoment> part = compute::SecondMoment::Parse(*bytes);
-    if (!part.ok()) return part.status();
-    if (absl::Status status = total->Merge(*part); !status.ok()) return status;
-  }
-  if (total->tokens() == 0) {
-    return FailedPrecondition("NO_TOKENS", StatisticName(tenant, statistic),
-                              "it has no tokens; stream activations before sealing it");
-  }
-  absl::StatusOr<BlobRef> blob = blobs_.Put(tenant, total->Serialize());
-  if (!blob.ok()) return blob.status();
+  const compute::SecondMoment& moment = *total->moment;
   if (absl::Status status =
-          jobs_.SealStatistic(tenant, statistic, total->tokens(), total->DigestHex(), *blob);
+          jobs_.SealStatistic(tenant, statistic, moment.tokens(), moment.DigestHex(), total->blob);
       !status.ok()) {
-    if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
+    if (CertainlyUnchanged(status) && !total->is_snapshot) {
+      blobs_.Delete(total->blob.name).IgnoreError();
+    }
     return status;
   }
   for (const StatisticStreamRecord& stream : record->streams) {
+    if (stream.snapshot.name == total->blob.name) continue;
+    cache_.Erase(stream.snapshot.name);
     blobs_.Delete(stream.snapshot.name).IgnoreError();
   }
-  cache_.Put(blob->name, std::make_shared<const compute::SecondMoment>(*std::move(total)));
+  cache_.Put(total->blob.name, total->moment);
   sealed_(tenant, statistic);
   return jobs_.GetStatistic(tenant, statistic);
+}
+
+absl::StatusOr<Statistics::StreamTotal> Statistics::Total(const StatisticRecord& record) {
+  // One stream's sum with nothing pending is the statistic's: wide moments take seconds to write.
+  if (record.streams.size() == 1) {
+    const BlobRef& snapshot = record.streams.front().snapshot;
+    absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> only = ReadMoment(snapshot);
+    if (!only.ok()) return only.status();
+    if ((*only)->pending_rows() == 0) {
+      return StreamTotal{.moment = *std::move(only), .blob = snapshot, .is_snapshot = true};
+    }
+  }
+  absl::StatusOr<compute::SecondMoment> total = compute::SecondMoment::Create(record.spec);
+  if (!total.ok()) return total.status();
+  // In the order of the stream ids: the same streams give the same bits.
+  for (const StatisticStreamRecord& stream : record.streams) {
+    const auto part = ReadMoment(stream.snapshot);
+    if (!part.ok()) return part.status();
+    if (absl::Status status = total->Merge(**part); !status.ok()) return status;
+  }
+  if (total->tokens() == 0) {
+    return FailedPrecondition("NO_TOKENS", StatisticName(record.tenant, record.statistic_id),
+                              "it has no tokens; stream activations before sealing it");
+  }
+  absl::StatusOr<BlobRef> blob = blobs_.Put(record.tenant, total->Serialize());
+  if (!blob.ok()) return blob.status();
+  return StreamTotal{.moment = std::make_shared<const compute::SecondMoment>(*std::move(total)),
+                     .blob = *std::move(blob)};
+}
+
+absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> Statistics::ReadMoment(
+    const BlobRef& blob) {
+  if (auto kept = cache_.Get(blob.name); kept != nullptr) return kept;
+  absl::StatusOr<std::string> bytes = blobs_.ReadAll(blob);
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<compute::SecondMoment> parsed = compute::SecondMoment::Parse(*bytes);
+  if (!parsed.ok()) return parsed.status();
+  auto moment = std::make_shared<const compute::SecondMoment>(*std::move(parsed));
+  cache_.Put(blob.name, moment);
+  return moment;
 }
 
 absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> Statistics::Load(
@@ -270,13 +300,8 @@ absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> Statistics::Load(
     return FailedPrecondition("STATISTIC_NOT_SEALED", StatisticName(tenant, statistic),
                               "it is still open; seal it first");
   }
-  if (auto kept = cache_.Get(record->moment.name); kept != nullptr) return kept;
-  absl::StatusOr<std::string> bytes = blobs_.ReadAll(record->moment);
-  if (!bytes.ok()) return Annotate(bytes.status(), StatisticName(tenant, statistic));
-  absl::StatusOr<compute::SecondMoment> parsed = compute::SecondMoment::Parse(*bytes);
-  if (!parsed.ok()) return parsed.status();
-  auto moment = std::make_shared<const compute::SecondMoment>(*std::move(parsed));
-  cache_.Put(record->moment.name, moment);
+  absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> moment = ReadMoment(record->moment);
+  if (!moment.ok()) return Annotate(moment.status(), StatisticName(tenant, statistic));
   return moment;
 }
 

@@ -28,7 +28,7 @@ struct StatisticsOptions {
   int max_streams_per_tenant = 64;
   int64_t max_moment_bytes = int64_t{8} << 30;  // of one sum, in memory
   int64_t max_dimension = int64_t{1} << 20;
-  int64_t moment_cache_bytes = int64_t{1} << 30;  // of sealed moments, in memory
+  int64_t moment_cache_bytes = int64_t{1} << 30;  // of moments at hand in memory
 };
 
 // Durable second moments and the streams that feed them. Thread-safe.
@@ -85,6 +85,15 @@ class Statistics {
   absl::Status BeginClosing(const StatisticKey& key);
   void EndClosing(const StatisticKey& key);
   void TickStreams();
+  struct StreamTotal {
+    std::shared_ptr<const compute::SecondMoment> moment;
+    BlobRef blob;
+    bool is_snapshot = false;  // the blob is the stream's; else it is new
+  };
+  // The sum of an open statistic's streams, nothing of it pending, durable.
+  absl::StatusOr<StreamTotal> Total(const StatisticRecord& record);
+  // From memory, else read and verified; then also kept in memory.
+  absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> ReadMoment(const BlobRef& blob);
 
   JobStore& jobs_;
   BlobStore& blobs_;

@@ -25,7 +25,7 @@ from quantd.transport import CHUNK_BYTES, Backoff, Transport, is_transient_for_w
 from quantd.v1 import calibration_pb2, calibration_pb2_grpc
 
 #: Bytes kept here because they are not durable yet; beyond, `send` asks for a commit and waits.
-PENDING_BYTES_MAX = 256 << 20
+PENDING_BYTES_MAX = 1 << 30
 #: Chunks in shared memory at once: with the usual sizes, as many as the server's credit allows.
 _SHARED_SLOTS = 16
 
