@@ -35,7 +35,6 @@ ONLY_IN = {
     r"sqlite3\.h": ["server/store", "tests"],
     r"(cuda|cublas|cusolver|cusparse|nvml|thrust/|cub/).*": [
         "compute/backend/cuda",
-        "tests/toolchain",
         "tests/compute/backend/cuda",
         "tests/bench",
     ],
