@@ -9,11 +9,10 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
-#include <fstream>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <set>
-#include <sstream>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -24,14 +23,15 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/registry.h"
 #include "grpc/health/v1/health.pb.h"
-#include "server/auth/authenticator.h"
 #include "server/config/address.h"
 #include "server/config/config.h"
 #include "server/ingest/statistics.h"
 #include "server/ingest/weight_uploads.h"
 #include "server/jobs/job_engine.h"
+#include "server/log/audit_log.h"
 #include "server/log/log.h"
 #include "server/metrics/metrics.h"
+#include "server/service/access.h"
 #include "server/service/calibration_service.h"
 #include "server/service/jobs_service.h"
 #include "server/service/messages.h"
@@ -87,34 +87,6 @@ void RaiseDescriptorLimit() {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::ostringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
-
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const ServerConfig& config) {
-  if (config.tls_certificate_file.empty()) return grpc::InsecureServerCredentials();
-  absl::StatusOr<std::string> certificate = ReadFile(config.tls_certificate_file);
-  if (!certificate.ok()) return certificate.status();
-  absl::StatusOr<std::string> key = ReadFile(config.tls_private_key_file);
-  if (!key.ok()) return key.status();
-  grpc::SslServerCredentialsOptions options;
-  options.pem_key_cert_pairs.push_back({*key, *certificate});
-  return grpc::SslServerCredentials(options);
-}
-
-absl::StatusOr<std::unique_ptr<Authenticator>> MakeAuthenticator(const ServerConfig& config) {
-  if (config.tenants.empty()) return AcceptEveryone();
-  std::vector<TokenHash> tokens;
-  for (const TenantConfig& tenant : config.tenants) {
-    tokens.push_back({tenant.name, tenant.token_sha256});
-  }
-  return AcceptTokens(tokens);
 }
 
 std::unique_ptr<Metrics> MakeMetrics(const ServerConfig& config,
@@ -274,26 +246,66 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
-// Posted by the first SIGTERM or SIGINT and by every later one, which then change nothing.
-sem_t stop_requested;
+// Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it.
+sem_t signal_came;
+volatile std::sig_atomic_t stop_requested = 0;
+volatile std::sig_atomic_t reload_requested = 0;
 
-// A handler rather than sigwait: libraries start threads before main, in which the signals cannot
+// Handlers rather than sigwait: libraries start threads before main, in which the signals cannot
 // be blocked, and which would end the process when one of them is chosen to take the signal.
-void HandleStopSignals() {
-  sem_init(&stop_requested, /*pshared=*/0, 0);
+void HandleSignals() {
+  sem_init(&signal_came, /*pshared=*/0, 0);
   struct sigaction action {};
-  action.sa_handler = [](int) { sem_post(&stop_requested); };
   action.sa_flags = SA_RESTART;
+  action.sa_handler = [](int) {
+    stop_requested = 1;
+    sem_post(&signal_came);
+  };
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
+  action.sa_handler = [](int) {
+    reload_requested = 1;
+    sem_post(&signal_came);
+  };
+  sigaction(SIGHUP, &action, nullptr);
 }
 
-void WaitForStopSignal() {
-  while (sem_wait(&stop_requested) != 0) {
+// Returns at the first SIGTERM or SIGINT; every later one changes nothing. `reload` runs after each
+// SIGHUP, once for several that came while it ran.
+void WaitForStopSignal(const std::function<void()>& reload) {
+  while (stop_requested == 0) {
+    while (sem_wait(&signal_came) != 0) {
+    }
+    if (stop_requested == 0 && reload_requested != 0) {
+      reload_requested = 0;
+      reload();
+    }
   }
 }
 
-absl::Status Serve(const ServerConfig& config) {
+// Takes up what of the configuration can change while the server runs. A mistake changes nothing.
+void Reload(const Flags& flags, const ServerConfig& running, Access& access, AuditLog& audit) {
+  absl::StatusOr<ServerConfig> next = Configure(flags);
+  absl::Status status = next.status();
+  if (status.ok()) status = audit.Reopen();
+  if (status.ok()) status = access.Reload(*next);
+  if (!status.ok()) {
+    Log(LogLevel::kError, "reload_refused", {{"error", std::string(status.message())}});
+    return;
+  }
+  const auto tenants = static_cast<int64_t>(next->tenants.size());
+  ServerConfig rest = *std::move(next);
+  rest.tenants = running.tenants;
+  rest.jwt = running.jwt;
+  rest.tls_certificate_file = running.tls_certificate_file;
+  rest.tls_private_key_file = running.tls_private_key_file;
+  rest.tls_client_ca_file = running.tls_client_ca_file;
+  const bool restart_needed = !(rest == running);
+  Log(restart_needed ? LogLevel::kWarning : LogLevel::kInfo, "reloaded",
+      {{"tenants", tenants}, {"restart_needed", restart_needed}});
+}
+
+absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   absl::StatusOr<std::unique_ptr<DataDirectory>> directory = DataDirectory::Open(config.data_dir);
   if (!directory.ok()) return directory.status();
   absl::StatusOr<std::unique_ptr<JobStore>> jobs =
@@ -303,10 +315,10 @@ absl::Status Serve(const ServerConfig& config) {
       OpenLocalBlobStore((*directory)->blob_directory());
   if (!blobs.ok()) return blobs.status();
   if (absl::Status status = DeleteOrphans(**jobs, **blobs); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Authenticator>> authenticator = MakeAuthenticator(config);
-  if (!authenticator.ok()) return authenticator.status();
-  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials = Credentials(config);
-  if (!credentials.ok()) return credentials.status();
+  absl::StatusOr<std::unique_ptr<Access>> access = Access::Create(config);
+  if (!access.ok()) return access.status();
+  absl::StatusOr<std::unique_ptr<AuditLog>> audit = AuditLog::Open(config.audit_log_file);
+  if (!audit.ok()) return audit.status();
 
   const absl::StatusOr<std::vector<std::unique_ptr<compute::Backend>>> owned_backends =
       compute::OpenBackends({.devices = config.devices, .cpu_threads = config.cpu_threads});
@@ -337,7 +349,7 @@ absl::Status Serve(const ServerConfig& config) {
     RefreshGauges(m, config, *engine, backends, **blobs);
   });
 
-  const CallEnvironment environment{**authenticator, *metrics, executor};
+  const CallEnvironment environment{(*access)->authenticator(), *metrics, executor, **audit};
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(NewJobsService(environment, *engine, **jobs, **blobs));
   services.push_back(NewWeightsService(environment, uploads));
@@ -361,7 +373,7 @@ absl::Status Serve(const ServerConfig& config) {
   grpc::ServerBuilder builder;
   SetServerOptions(builder);
   int port = 0;
-  builder.AddListeningPort(config.listen, *credentials, &port);
+  builder.AddListeningPort(config.listen, (*access)->grpc_credentials(), &port);
   for (const auto& service : services) builder.RegisterService(service.get());
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
@@ -383,7 +395,7 @@ absl::Status Serve(const ServerConfig& config) {
        {"device", backends.front()->Describe().description},
        {"version", std::string(QUANTD_VERSION)}});
 
-  WaitForStopSignal();
+  WaitForStopSignal([&] { Reload(flags, config, **access, **audit); });
   Log(LogLevel::kInfo, "draining");
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
   readiness.Drain();
@@ -430,11 +442,11 @@ int Main(int argc, char** argv) {
     std::cerr << "quantd: " << status.message() << "\n";
     return 2;
   }
-  HandleStopSignals();
+  HandleSignals();
   std::signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
 
-  const absl::Status status = Serve(*config);
+  const absl::Status status = Serve(*config, flags);
   if (!status.ok()) {
     Log(LogLevel::kError, "failed", {{"error", status.ToString()}});
     std::cerr << "quantd: " << status.message() << "\n";

@@ -58,6 +58,47 @@ LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
   return limits;
 }
 
+RolesConfig RolesFrom(const google::protobuf::RepeatedField<int>& proto) {
+  RolesConfig roles;
+  for (const int role : proto) {
+    roles.submit |= role == config::v1::SUBMIT;
+    roles.read |= role == config::v1::READ;
+    roles.admin |= role == config::v1::ADMIN;
+  }
+  if (roles == RolesConfig()) roles.submit = roles.read = true;
+  return roles;
+}
+
+TenantConfig TenantFrom(const config::v1::TenantConfig& from) {
+  TenantConfig tenant;
+  tenant.name = from.name();
+  TakeIfGiven(from.weight(), tenant.weight);
+  if (!from.token_sha256().empty()) {
+    tenant.tokens.push_back(
+        {.id = "token", .sha256 = from.token_sha256(), .roles = {.submit = true, .read = true}});
+  }
+  for (const config::v1::TokenConfig& token : from.tokens()) {
+    tenant.tokens.push_back({token.id(), token.sha256(), RolesFrom(token.roles())});
+  }
+  for (const config::v1::CertificateConfig& certificate : from.certificates()) {
+    tenant.certificates.push_back(
+        {certificate.uri(), certificate.dns(), RolesFrom(certificate.roles())});
+  }
+  return tenant;
+}
+
+JwtConfig JwtFrom(const config::v1::JwtConfig& from) {
+  JwtConfig jwt;
+  jwt.issuer = from.issuer();
+  jwt.audience = from.audience();
+  jwt.keys_file = from.keys_file();
+  TakeIfGiven(from.algorithm(), jwt.algorithm);
+  TakeIfGiven(from.tenant_claim(), jwt.tenant_claim);
+  TakeIfGiven(from.role_claim(), jwt.role_claim);
+  TakeIfGiven(from.clock_skew_seconds(), jwt.clock_skew_seconds);
+  return jwt;
+}
+
 ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   ServerConfig config;
   TakeIfGiven(proto.listen(), config.listen);
@@ -65,14 +106,14 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   TakeIfGiven(proto.data_dir(), config.data_dir);
   config.allow_insecure_listen = proto.allow_insecure_listen();
   for (const config::v1::TenantConfig& from : proto.tenants()) {
-    TenantConfig tenant;
-    tenant.name = from.name();
-    tenant.token_sha256 = from.token_sha256();
-    TakeIfGiven(from.weight(), tenant.weight);
-    config.tenants.push_back(std::move(tenant));
+    config.tenants.push_back(TenantFrom(from));
   }
   config.tls_certificate_file = proto.tls_certificate_file();
   config.tls_private_key_file = proto.tls_private_key_file();
+  config.tls_client_ca_file = proto.tls_client_ca_file();
+  config.tls_require_client_certificate = proto.tls_require_client_certificate();
+  if (proto.has_jwt()) config.jwt = JwtFrom(proto.jwt());
+  config.audit_log_file = proto.audit_log_file();
   config.limits = LimitsFrom(proto.limits());
   TakeIfGiven(proto.durability().commit_bytes(), config.durability.commit_bytes);
   TakeIfGiven(proto.durability().commit_interval_ms(), config.durability.commit_interval_ms);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,11 +11,47 @@
 
 namespace quantd::server {
 
+// What a credential allows; none implies another.
+struct RolesConfig {
+  bool submit = false;
+  bool read = false;
+  bool admin = false;
+  bool operator==(const RolesConfig&) const = default;
+};
+
+struct TokenConfig {
+  std::string id;      // [a-z0-9-]{1,63}
+  std::string sha256;  // 64 hexadecimal digits
+  RolesConfig roles;
+  bool operator==(const TokenConfig&) const = default;
+};
+
+// A subject alternative name: one of the two.
+struct CertificateConfig {
+  std::string uri = {};
+  std::string dns = {};
+  RolesConfig roles = {};
+  bool operator==(const CertificateConfig&) const = default;
+};
+
 // One caller. Mirrors quantd.config.v1.TenantConfig.
 struct TenantConfig {
-  std::string name;          // [a-z0-9-]{1,63}
-  std::string token_sha256;  // 64 hexadecimal digits
-  double weight = 1.0;       // share of device time under contention
+  std::string name;                      // [a-z0-9-]{1,63}
+  double weight = 1.0;                   // share of device time under contention
+  std::vector<TokenConfig> tokens = {};  // token_sha256 is the first of them, "token"
+  std::vector<CertificateConfig> certificates = {};
+  bool operator==(const TenantConfig&) const = default;
+};
+
+struct JwtConfig {
+  std::string issuer = {};
+  std::string audience = {};
+  std::string algorithm = "RS256";
+  std::string keys_file = {};
+  std::string tenant_claim = "tenant";
+  std::string role_claim = "roles";
+  int clock_skew_seconds = 30;
+  bool operator==(const JwtConfig&) const = default;
 };
 
 struct LimitsConfig {
@@ -28,11 +65,13 @@ struct LimitsConfig {
   int64_t max_layer_bytes = 0;  // 0: 3/4 of the device's memory
   int max_statistics_per_tenant = 10000;
   int64_t moment_cache_bytes = 0;  // 0: 1/8 of the machine's memory
+  bool operator==(const LimitsConfig&) const = default;
 };
 
 struct DurabilityConfig {
   int64_t commit_bytes = int64_t{64} << 20;
   int commit_interval_ms = 1000;
+  bool operator==(const DurabilityConfig&) const = default;
 };
 
 // The server's configuration with the defaults of proto/quantd/config/v1/server_config.proto, where
@@ -45,6 +84,10 @@ struct ServerConfig {
   std::vector<TenantConfig> tenants;
   std::string tls_certificate_file;
   std::string tls_private_key_file;
+  std::string tls_client_ca_file;
+  bool tls_require_client_certificate = false;
+  std::optional<JwtConfig> jwt;
+  std::string audit_log_file;
   LimitsConfig limits;
   DurabilityConfig durability;
   int cpu_threads = 0;  // 0: one a core
@@ -54,6 +97,7 @@ struct ServerConfig {
   bool shared_memory = false;
   std::string log_level = "info";
   int drain_seconds = 20;
+  bool operator==(const ServerConfig&) const = default;
 };
 
 // Reads protobuf text format (quantd.config.v1.ServerConfig). A field that is absent or 0 takes its

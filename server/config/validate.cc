@@ -1,6 +1,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -79,33 +80,122 @@ bool IsSha256Hex(absl::string_view text) {
   return true;
 }
 
-absl::Status CheckTenants(const ServerConfig& config) {
+// Never repeats the value: a token itself may stand there by mistake.
+absl::Status CheckToken(const std::string& field, const TokenConfig& token,
+                        std::set<std::string>& hashes) {
+  if (!IsTenantName(token.id)) {
+    return Refuse(absl::StrCat(field, ".id"), "expected [a-z0-9-]{1,63}, got ", token.id.size(),
+                  " other characters");
+  }
+  if (!IsSha256Hex(token.sha256)) {
+    return Refuse(absl::StrCat(field, ".token_sha256"),
+                  "expected 64 hexadecimal digits (printf %s TOKEN | sha256sum), got ",
+                  token.sha256.size(), " other characters");
+  }
+  if (!hashes.insert(absl::AsciiStrToLower(token.sha256)).second) {
+    return Refuse(absl::StrCat(field, ".token_sha256"),
+                  "another tenant has the same token; each needs its own");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCertificate(const std::string& field, const CertificateConfig& certificate,
+                              std::set<std::string>& names) {
+  if (certificate.uri.empty() == certificate.dns.empty()) {
+    return Refuse(field, "expected one of uri and dns");
+  }
+  if (!names.insert(absl::StrCat(certificate.uri, " ", absl::AsciiStrToLower(certificate.dns)))
+           .second) {
+    return Refuse(field, "'", certificate.uri, certificate.dns, "' is there twice");
+  }
+  return absl::OkStatus();
+}
+
+// Names and credentials that have been seen, over all tenants.
+struct Seen {
   std::set<std::string> names;
-  std::set<std::string> tokens;
+  std::set<std::string> hashes;
+  std::set<std::string> certificates;
+};
+
+absl::Status CheckTenant(const ServerConfig& config, const std::string& field,
+                         const TenantConfig& tenant, Seen& seen) {
+  if (!IsTenantName(tenant.name)) {
+    return Refuse(absl::StrCat(field, ".name"), "expected [a-z0-9-]{1,63}, got '", tenant.name,
+                  "'");
+  }
+  if (!seen.names.insert(tenant.name).second) {
+    return Refuse(absl::StrCat(field, ".name"), "'", tenant.name, "' is there twice");
+  }
+  if (tenant.tokens.empty() && tenant.certificates.empty() && !config.jwt.has_value()) {
+    return Refuse(field, "expected token_sha256, tokens or certificates: nobody can be '",
+                  tenant.name, "'");
+  }
+  std::set<std::string> ids;
+  for (const TokenConfig& token : tenant.tokens) {
+    if (auto s = CheckToken(field, token, seen.hashes); !s.ok()) return s;
+    if (!ids.insert(token.id).second) {
+      return Refuse(absl::StrCat(field, ".tokens"), "the id '", token.id, "' is there twice");
+    }
+  }
+  if (!tenant.certificates.empty() && config.tls_client_ca_file.empty()) {
+    return Refuse(absl::StrCat(field, ".certificates"), "need tls_client_ca_file");
+  }
+  for (const CertificateConfig& certificate : tenant.certificates) {
+    const std::string place = absl::StrCat(field, ".certificates");
+    if (auto s = CheckCertificate(place, certificate, seen.certificates); !s.ok()) return s;
+  }
+  if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
+    return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",
+                  kLargestWeight, ", got ", tenant.weight);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTenants(const ServerConfig& config) {
+  Seen seen;
   for (size_t i = 0; i < config.tenants.size(); ++i) {
-    const TenantConfig& tenant = config.tenants[i];
     const std::string field = absl::StrCat("tenants[", i, "]");
-    if (!IsTenantName(tenant.name)) {
-      return Refuse(absl::StrCat(field, ".name"), "expected [a-z0-9-]{1,63}, got '", tenant.name,
-                    "'");
-    }
-    if (!names.insert(tenant.name).second) {
-      return Refuse(absl::StrCat(field, ".name"), "'", tenant.name, "' is there twice");
-    }
-    // Never repeats the value: a token itself may stand there by mistake.
-    if (!IsSha256Hex(tenant.token_sha256)) {
-      return Refuse(absl::StrCat(field, ".token_sha256"),
-                    "expected 64 hexadecimal digits (printf %s TOKEN | sha256sum), got ",
-                    tenant.token_sha256.size(), " other characters");
-    }
-    if (!tokens.insert(absl::AsciiStrToLower(tenant.token_sha256)).second) {
-      return Refuse(absl::StrCat(field, ".token_sha256"),
-                    "another tenant has the same token; each needs its own");
-    }
-    if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
-      return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",
-                    kLargestWeight, ", got ", tenant.weight);
-    }
+    if (auto s = CheckTenant(config, field, config.tenants[i], seen); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckJwt(const ServerConfig& config) {
+  if (!config.jwt.has_value()) return absl::OkStatus();
+  const JwtConfig& jwt = *config.jwt;
+  const std::pair<absl::string_view, absl::string_view> needed[] = {
+      {"jwt.issuer", jwt.issuer}, {"jwt.audience", jwt.audience}, {"jwt.keys_file", jwt.keys_file}};
+  for (const auto& [field, value] : needed) {
+    if (value.empty()) return Refuse(field, "expected a value, got ''");
+  }
+  if (config.tenants.empty()) {
+    return Refuse("jwt", "expected tenants beside it: a token names one of them");
+  }
+  const std::set<absl::string_view> algorithms = {"RS256", "RS384", "RS512", "PS256", "PS384",
+                                                  "PS512", "ES256", "ES384", "ES512"};
+  if (!algorithms.contains(jwt.algorithm)) {
+    return Refuse("jwt.algorithm", "expected RS, PS or ES with 256, 384 or 512, got '",
+                  jwt.algorithm, "'");
+  }
+  if (jwt.clock_skew_seconds < 0 || jwt.clock_skew_seconds > 600) {
+    return Refuse("jwt.clock_skew_seconds", "expected 0 to 600, got ", jwt.clock_skew_seconds);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTls(const ServerConfig& config) {
+  if (config.tls_certificate_file.empty() != config.tls_private_key_file.empty()) {
+    const bool has_key = !config.tls_private_key_file.empty();
+    return Refuse(has_key ? "tls_certificate_file" : "tls_private_key_file",
+                  "expected a PEM file, because ",
+                  has_key ? "tls_private_key_file" : "tls_certificate_file", " is set, got ''");
+  }
+  if (!config.tls_client_ca_file.empty() && config.tls_certificate_file.empty()) {
+    return Refuse("tls_client_ca_file", "needs tls_certificate_file and tls_private_key_file");
+  }
+  if (config.tls_require_client_certificate && config.tls_client_ca_file.empty()) {
+    return Refuse("tls_require_client_certificate", "needs tls_client_ca_file");
   }
   return absl::OkStatus();
 }
@@ -153,12 +243,7 @@ absl::Status Validate(const ServerConfig& config) {
                   config.metrics_listen, "' for both");
   }
   if (config.data_dir.empty()) return Refuse("data_dir", "expected a directory, got ''");
-  if (config.tls_certificate_file.empty() != config.tls_private_key_file.empty()) {
-    const bool has_key = !config.tls_private_key_file.empty();
-    return Refuse(has_key ? "tls_certificate_file" : "tls_private_key_file",
-                  "expected a PEM file, because ",
-                  has_key ? "tls_private_key_file" : "tls_certificate_file", " is set, got ''");
-  }
+  if (auto s = CheckTls(config); !s.ok()) return s;
   const std::set<absl::string_view> levels = {"debug", "info", "warning", "error"};
   if (!levels.contains(config.log_level)) {
     return Refuse("log_level", "expected debug, info, warning or error, got '", config.log_level,
@@ -166,6 +251,7 @@ absl::Status Validate(const ServerConfig& config) {
   }
   if (auto s = CheckRanges(config); !s.ok()) return s;
   if (auto s = CheckTenants(config); !s.ok()) return s;
+  if (auto s = CheckJwt(config); !s.ok()) return s;
   return CheckExposure(config, listen);
 }
 

@@ -29,7 +29,7 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   grpc::ServerUnaryReactor* GetStatistic(grpc::CallbackServerContext* context,
                                          const v1::GetStatisticRequest* request,
                                          v1::Statistic* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Calibration/GetStatistic",
+    return RunUnary(environment_, context, "quantd.v1.Calibration/GetStatistic", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseStatisticName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
@@ -40,8 +40,8 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   grpc::ServerUnaryReactor* ListStatistics(grpc::CallbackServerContext* context,
                                            const v1::ListStatisticsRequest* request,
                                            v1::ListStatisticsResponse* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Calibration/ListStatistics",
-                    [=, this](const std::string& tenant) -> absl::Status {
+    return RunUnary(environment_, context, "quantd.v1.Calibration/ListStatistics", request,
+                    response, [=, this](const std::string& tenant) -> absl::Status {
                       if (auto s = CheckParent("parent", request->parent(), tenant); !s.ok()) {
                         return s;
                       }
@@ -63,8 +63,8 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   grpc::ServerUnaryReactor* MergeStatistics(grpc::CallbackServerContext* context,
                                             const v1::MergeStatisticsRequest* request,
                                             v1::Statistic* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Calibration/MergeStatistics",
-                    [=, this](const std::string& tenant) -> absl::Status {
+    return RunUnary(environment_, context, "quantd.v1.Calibration/MergeStatistics", request,
+                    response, [=, this](const std::string& tenant) -> absl::Status {
                       if (auto s = CheckParent("parent", request->parent(), tenant); !s.ok()) {
                         return s;
                       }
@@ -85,7 +85,7 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   grpc::ServerUnaryReactor* SealStatistic(grpc::CallbackServerContext* context,
                                           const v1::SealStatisticRequest* request,
                                           v1::Statistic* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Calibration/SealStatistic",
+    return RunUnary(environment_, context, "quantd.v1.Calibration/SealStatistic", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseStatisticName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
@@ -95,9 +95,9 @@ class CalibrationService final : public v1::Calibration::CallbackService {
 
   grpc::ServerUnaryReactor* DeleteStatistic(grpc::CallbackServerContext* context,
                                             const v1::DeleteStatisticRequest* request,
-                                            google::protobuf::Empty*) override {
-    return RunUnary(environment_, context, "quantd.v1.Calibration/DeleteStatistic",
-                    [=, this](const std::string& tenant) -> absl::Status {
+                                            google::protobuf::Empty* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Calibration/DeleteStatistic", request,
+                    response, [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseStatisticName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
                       return statistics_.Delete(tenant, name->first);

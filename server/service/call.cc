@@ -1,8 +1,14 @@
 #include "server/service/call.h"
 
+#include <grpc/grpc_security_constants.h>
+#include <grpcpp/security/auth_context.h>
+
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "server/errors/error.h"
 #include "server/log/log.h"
+#include "server/service/permissions.h"
 
 namespace quantd::server {
 namespace {
@@ -12,6 +18,31 @@ std::string AuthorizationOf(const grpc::CallbackServerContext& context) {
   const auto found = metadata.find("authorization");
   if (found == metadata.end()) return "";
   return std::string(found->second.data(), found->second.size());
+}
+
+// What the client certificate calls its owner; nothing on a plain connection.
+std::vector<std::string> NamesOf(const grpc::CallbackServerContext& context, const char* property) {
+  std::vector<std::string> names;
+  const auto auth = context.auth_context();
+  if (auth == nullptr) return names;
+  for (const grpc::string_ref& name : auth->FindPropertyValues(property)) {
+    names.emplace_back(name.data(), name.size());
+  }
+  return names;
+}
+
+absl::StatusOr<Caller> CallerOf(const Authenticator& authenticator,
+                                const grpc::CallbackServerContext& context) {
+  const std::string authorization = AuthorizationOf(context);
+  return authenticator.Authenticate({.authorization = authorization,
+                                     .uri_names = NamesOf(context, GRPC_PEER_URI_PROPERTY_NAME),
+                                     .dns_names = NamesOf(context, GRPC_PEER_DNS_PROPERTY_NAME)});
+}
+
+absl::StatusOr<std::string> Admit(absl::string_view method, const absl::StatusOr<Caller>& caller) {
+  if (!caller.ok()) return caller.status();
+  if (absl::Status s = CheckRole(method, *caller); !s.ok()) return s;
+  return caller->tenant;
 }
 
 bool IsServerFault(absl::StatusCode code) {
@@ -25,7 +56,9 @@ Call::Call(const CallEnvironment& environment, grpc::CallbackServerContext* cont
            absl::string_view method)
     : environment_(environment),
       method_(method),
-      tenant_(environment.authenticator.Authenticate(AuthorizationOf(*context))) {}
+      peer_(context->peer()),
+      caller_(CallerOf(environment.authenticator, *context)),
+      tenant_(Admit(method, caller_)) {}
 
 grpc::Status Call::Finish(const absl::Status& status) {
   const double seconds = absl::ToDoubleSeconds(absl::Now() - started_);
@@ -39,7 +72,21 @@ grpc::Status Call::Finish(const absl::Status& status) {
        {"code", absl::StatusCodeToString(status.code())},
        {"seconds", seconds},
        {"message", std::string(status.message())}});
+  Audit(status);
   return ToGrpc(status);
+}
+
+void Call::Audit(const absl::Status& status) const {
+  const Permission* permission = FindPermission(method_);
+  const bool changes = permission != nullptr && permission->changes;
+  if (tenant_.ok() && !changes) return;
+  environment_.audit.Write({.tenant = caller_.ok() ? caller_->tenant : "",
+                            .credential = caller_.ok() ? caller_->credential : "",
+                            .peer = peer_,
+                            .method = method_,
+                            .resource = resource_,
+                            .outcome = absl::StatusCodeToString(status.code()),
+                            .reason = status.ok() ? "" : DetailsOf(status).reason});
 }
 
 }  // namespace quantd::server

@@ -13,11 +13,13 @@
 #include "absl/time/clock.h"
 #include "server/auth/authenticator.h"
 #include "server/ingest/strand.h"
+#include "server/log/audit_log.h"
 #include "server/metrics/metrics.h"
 #include "server/service/grpc_status.h"
+#include "server/service/requested_resource.h"
 
-// What every call does, whatever it is about: say who calls, leave gRPC's threads, count, convert
-// the outcome.
+// What every call does, whatever it is about: say who calls and whether they may, leave gRPC's
+// threads, count, write the audit log, convert the outcome.
 namespace quantd::server {
 
 // Shared by all services; outlives them.
@@ -25,6 +27,7 @@ struct CallEnvironment {
   const Authenticator& authenticator;
   Metrics& metrics;
   Executor& executor;
+  AuditLog& audit;
 };
 
 // One call's bookkeeping. Finish exactly once.
@@ -32,32 +35,44 @@ class Call {
  public:
   Call(const CallEnvironment& environment, grpc::CallbackServerContext* context,
        absl::string_view method);
-  // The caller's tenant, or UNAUTHENTICATED.
+  // The caller's tenant, or why the call is refused: UNAUTHENTICATED, or PERMISSION_DENIED for a
+  // role that the credential has not (server/service/permissions.h).
   const absl::StatusOr<std::string>& tenant() const { return tenant_; }
-  // Counts the outcome, logs what is the server's fault and returns what to send.
+  // What the audit log says the call was about.
+  void SetResource(std::string resource) { resource_ = std::move(resource); }
+  // Counts the outcome, logs what is the server's fault, audits what changes something and what is
+  // refused to the caller, and returns what to send.
   grpc::Status Finish(const absl::Status& status);
   const CallEnvironment& environment() const { return environment_; }
   const std::string& method() const { return method_; }
 
  private:
+  void Audit(const absl::Status& status) const;
+
   const CallEnvironment& environment_;
   const std::string method_;  // "quantd.v1.Jobs/CreateJob"
   const absl::Time started_ = absl::Now();
+  const std::string peer_;
+  const absl::StatusOr<Caller> caller_;
   absl::StatusOr<std::string> tenant_;
+  std::string resource_;
 };
 
 // A unary call: `handle(tenant)` runs on the executor; request and response live until it is done.
-template <typename Handler>
+template <typename Request, typename Response, typename Handler>
 grpc::ServerUnaryReactor* RunUnary(const CallEnvironment& environment,
                                    grpc::CallbackServerContext* context, absl::string_view method,
-                                   Handler handle) {
+                                   const Request* request, Response* response, Handler handle) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  environment.executor.Post(
-      [call = Call(environment, context, method), reactor, handle = std::move(handle)]() mutable {
-        const absl::Status status =
-            call.tenant().ok() ? handle(*call.tenant()) : call.tenant().status();
-        reactor->Finish(call.Finish(status));
-      });
+  environment.executor.Post([call = Call(environment, context, method), reactor, request, response,
+                             handle = std::move(handle)]() mutable {
+    const absl::Status status =
+        call.tenant().ok() ? handle(*call.tenant()) : call.tenant().status();
+    // An answer names what the server chose; a request, what was asked for.
+    std::string resource = RequestedResource(*response);
+    call.SetResource(resource.empty() ? RequestedResource(*request) : std::move(resource));
+    reactor->Finish(call.Finish(status));
+  });
   return reactor;
 }
 
@@ -120,6 +135,8 @@ class StreamIn : public grpc::ServerReadReactor<Request> {
  private:
   void OnReadDone(bool ok) override {
     call_.environment().executor.Post([this, ok] {
+      if (ok && !begun_) call_.SetResource(RequestedResource(request_));
+      begun_ = true;
       const absl::Status status =
           ok ? consumer_->OnMessage(request_) : consumer_->OnEnd(*response_);
       if (ok && status.ok()) return this->StartRead(&request_);
@@ -138,6 +155,7 @@ class StreamIn : public grpc::ServerReadReactor<Request> {
   std::unique_ptr<Consumer> consumer_;
   Response* response_;
   Request request_;
+  bool begun_ = false;
 };
 
 }  // namespace quantd::server

@@ -50,13 +50,13 @@ class JobsService final : public v1::Jobs::CallbackService {
                                       const v1::CreateJobRequest* request,
                                       v1::CreateJobResponse* response) override {
     return RunUnary(
-        environment_, context, "quantd.v1.Jobs/CreateJob",
+        environment_, context, "quantd.v1.Jobs/CreateJob", request, response,
         [=, this](const std::string& tenant) { return Create(tenant, *request, *response); });
   }
 
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context,
                                    const v1::GetJobRequest* request, v1::Job* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Jobs/GetJob",
+    return RunUnary(environment_, context, "quantd.v1.Jobs/GetJob", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseJobName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
@@ -70,7 +70,7 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
                                      const v1::ListJobsRequest* request,
                                      v1::ListJobsResponse* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Jobs/ListJobs",
+    return RunUnary(environment_, context, "quantd.v1.Jobs/ListJobs", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       if (auto s = CheckParent("parent", request->parent(), tenant); !s.ok()) {
                         return s;
@@ -91,7 +91,7 @@ class JobsService final : public v1::Jobs::CallbackService {
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
                                       const v1::CancelJobRequest* request,
                                       v1::Job* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Jobs/CancelJob",
+    return RunUnary(environment_, context, "quantd.v1.Jobs/CancelJob", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseJobName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
@@ -104,8 +104,8 @@ class JobsService final : public v1::Jobs::CallbackService {
 
   grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context,
                                       const v1::DeleteJobRequest* request,
-                                      google::protobuf::Empty*) override {
-    return RunUnary(environment_, context, "quantd.v1.Jobs/DeleteJob",
+                                      google::protobuf::Empty* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Jobs/DeleteJob", request, response,
                     [=, this](const std::string& tenant) -> absl::Status {
                       const auto name = ParseJobName("name", request->name(), tenant);
                       if (!name.ok()) return name.status();
@@ -123,7 +123,7 @@ class JobsService final : public v1::Jobs::CallbackService {
                                     const v1::PlanJobRequest* request,
                                     v1::Plan* response) override {
     return RunUnary(
-        environment_, context, "quantd.v1.Jobs/PlanJob",
+        environment_, context, "quantd.v1.Jobs/PlanJob", request, response,
         [=, this](const std::string& tenant) { return Plan(tenant, *request, *response); });
   }
 

@@ -124,7 +124,7 @@ class QuantizeService final : public v1::Quantize::CallbackService {
   grpc::ServerUnaryReactor* QuantizeTensor(grpc::CallbackServerContext* context,
                                            const v1::QuantizeTensorRequest* request,
                                            v1::QuantizeTensorResponse* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Quantize/QuantizeTensor",
+    return RunUnary(environment_, context, "quantd.v1.Quantize/QuantizeTensor", request, response,
                     [=, this](const std::string&) { return Run(*request, *response); });
   }
 

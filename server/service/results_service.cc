@@ -90,7 +90,7 @@ class ResultsService final : public v1::Results::CallbackService {
   grpc::ServerUnaryReactor* GetErrorReport(grpc::CallbackServerContext* context,
                                            const v1::GetErrorReportRequest* request,
                                            v1::ErrorReport* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Results/GetErrorReport",
+    return RunUnary(environment_, context, "quantd.v1.Results/GetErrorReport", request, response,
                     [=, this](const std::string& tenant) {
                       return Report(tenant, request->layer(), *response);
                     });
@@ -100,7 +100,7 @@ class ResultsService final : public v1::Results::CallbackService {
                                           const v1::ListArtifactsRequest* request,
                                           v1::ListArtifactsResponse* response) override {
     return RunUnary(
-        environment_, context, "quantd.v1.Results/ListArtifacts",
+        environment_, context, "quantd.v1.Results/ListArtifacts", request, response,
         [=, this](const std::string& tenant) { return List(tenant, *request, *response); });
   }
 

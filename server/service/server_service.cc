@@ -29,9 +29,9 @@ class ServerService final : public v1::Server::CallbackService {
   }
 
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const v1::GetServerInfoRequest*,
+                                          const v1::GetServerInfoRequest* request,
                                           v1::ServerInfo* response) override {
-    return RunUnary(environment_, context, "quantd.v1.Server/GetServerInfo",
+    return RunUnary(environment_, context, "quantd.v1.Server/GetServerInfo", request, response,
                     [=, this](const std::string& tenant) {
                       *response = info_;
                       response->set_tenant(tenant);

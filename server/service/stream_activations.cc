@@ -85,6 +85,7 @@ class StreamActivationsReactor final
     if (stream_ != nullptr) {
       return End(InvalidField("header", "expected one header, as the first message"));
     }
+    call_.SetResource(request_.header().statistic());
     auto declaration = ToDeclaration(request_.header(), *call_.tenant());
     if (!declaration.ok()) return End(declaration.status());
     auto region =

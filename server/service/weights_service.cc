@@ -120,7 +120,7 @@ class WeightsService final : public v1::Weights::CallbackService {
                                             const v1::GetUploadStatusRequest* request,
                                             v1::UploadStatus* response) override {
     return RunUnary(
-        environment_, context, "quantd.v1.Weights/GetUploadStatus",
+        environment_, context, "quantd.v1.Weights/GetUploadStatus", request, response,
         [=, this](const std::string& tenant) -> absl::Status {
           const auto name = ParseLayerName("layer", request->layer(), tenant);
           if (!name.ok()) return name.status();

@@ -80,12 +80,20 @@ class _CallDefaults(
 class Api:
     """One caller's connection: every service's stub on a channel of its own."""
 
-    def __init__(self, address: str, tenant: str = "default", token: str | None = None):
+    def __init__(
+        self,
+        address: str,
+        tenant: str = "default",
+        token: str | None = None,
+        tls: grpc.ChannelCredentials | None = None,
+    ):
         self.tenant = tenant
         # A pool of its own: otherwise the channels of one test process share connections.
-        self._transport = grpc.insecure_channel(
-            address, options=[("grpc.use_local_subchannel_pool", 1)]
-        )
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if tls is None:
+            self._transport = grpc.insecure_channel(address, options=options)
+        else:
+            self._transport = grpc.secure_channel(address, tls, options=options)
         self.channel = grpc.intercept_channel(self._transport, _CallDefaults(token))
         self.jobs = jobs_pb2_grpc.JobsStub(self.channel)
         self.weights = weights_pb2_grpc.WeightsStub(self.channel)
@@ -157,9 +165,8 @@ class Server:
         command = [str(binary)]
         command += [f"{flag}={value}" for flag, value in defaults.items() if flag not in given]
         if self.config:
-            config_file = self.data_dir.parent / f"{self.data_dir.name}.textproto"
-            config_file.write_text(self.config)
-            command.append(f"--config={config_file}")
+            self.config_file.write_text(self.config)
+            command.append(f"--config={self.config_file}")
         command += self.flags
         if self.wrapper:
             command = [*self.wrapper, shlex.join(command)]
@@ -206,12 +213,33 @@ class Server:
         return None
 
     @property
+    def config_file(self) -> Path:
+        return self.data_dir.parent / f"{self.data_dir.name}.textproto"
+
+    def reload(self, config: str) -> dict[str, Any]:
+        """Has the server read another configuration; returns what it logged about that."""
+        assert self.process is not None
+        self.config = config
+        self.config_file.write_text(config)
+        before = len(self._reloads())
+        self.process.send_signal(signal.SIGHUP)
+        return eventually(lambda: self._reloads()[before:], "the configuration is read again")[0]
+
+    def _reloads(self) -> list[dict[str, Any]]:
+        return [e for e in list(self.log) if e.get("event") in ("reloaded", "reload_refused")]
+
+    @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
 
-    def connect(self, tenant: str = "default", token: str | None = None) -> Api:
-        api = Api(self.address, tenant, token)
+    def connect(
+        self,
+        tenant: str = "default",
+        token: str | None = None,
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> Api:
+        api = Api(self.address, tenant, token, tls)
         self._apis.append(api)
         return api
 

@@ -41,6 +41,13 @@ TEST(ConfigTest, AnEmptyFileIsTheDefaultAndValid) {
   EXPECT_TRUE(Validate(*config).ok());
 }
 
+TenantConfig Tenant(const std::string& name, const std::string& sha256, double weight) {
+  return {.name = name,
+          .weight = weight,
+          .tokens = {{.id = "token", .sha256 = sha256, .roles = {.submit = true, .read = true}}},
+          .certificates = {}};
+}
+
 TEST(ConfigTest, EveryFieldIsRead) {
   const auto config = ParseConfig(R"pb(
                                     listen: "[::1]:1"
@@ -48,7 +55,25 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     data_dir: "/d"
                                     allow_insecure_listen: true
                                     tenants { name: "acme" token_sha256: "ab" weight: 2.5 }
-                                    tenants { name: "other" }
+                                    tenants {
+                                      name: "other"
+                                      tokens { id: "ci" sha256: "cd" roles: READ roles: ADMIN }
+                                      tokens { id: "x" sha256: "ef" }
+                                      certificates { uri: "spiffe://a/b" roles: SUBMIT }
+                                      certificates { dns: "a.example" }
+                                    }
+                                    tls_client_ca_file: "ca.pem"
+                                    tls_require_client_certificate: true
+                                    jwt {
+                                      issuer: "i"
+                                      audience: "a"
+                                      algorithm: "ES256"
+                                      keys_file: "k"
+                                      tenant_claim: "t"
+                                      role_claim: "r"
+                                      clock_skew_seconds: 5
+                                    }
+                                    audit_log_file: "audit"
                                     tls_certificate_file: "c.pem"
                                     tls_private_key_file: "k.pem"
                                     limits {
@@ -77,7 +102,18 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_TRUE(config->allow_insecure_listen);
   ASSERT_EQ(config->tenants.size(), 2u);
   EXPECT_EQ(config->tenants[0].name, "acme");
-  EXPECT_EQ(config->tenants[0].token_sha256, "ab");
+  EXPECT_EQ(config->tenants[0].tokens,
+            (std::vector<TokenConfig>{{"token", "ab", {.submit = true, .read = true}}}));
+  EXPECT_EQ(config->tenants[1].tokens,
+            (std::vector<TokenConfig>{{"ci", "cd", {.read = true, .admin = true}},
+                                      {"x", "ef", {.submit = true, .read = true}}}));
+  EXPECT_EQ(config->tenants[1].certificates,
+            (std::vector<CertificateConfig>{{"spiffe://a/b", "", {.submit = true}},
+                                            {"", "a.example", {.submit = true, .read = true}}}));
+  EXPECT_EQ(config->tls_client_ca_file, "ca.pem");
+  EXPECT_TRUE(config->tls_require_client_certificate);
+  EXPECT_EQ(config->jwt, (JwtConfig{"i", "a", "ES256", "k", "t", "r", 5}));
+  EXPECT_EQ(config->audit_log_file, "audit");
   EXPECT_EQ(config->tenants[0].weight, 2.5);
   EXPECT_EQ(config->tenants[1].name, "other");
   EXPECT_EQ(config->tenants[1].weight, 1.0);
@@ -172,28 +208,64 @@ TEST(ValidateTest, EveryMistakeNamesItsField) {
       {"cpu_slots: ", [](auto& c) { c.cpu_slots = 0; }},
       {"drain_seconds: ", [](auto& c) { c.drain_seconds = -1; }},
       {"tenants[0].name: expected [a-z0-9-]{1,63}, got 'Acme'",
-       [](auto& c) {
-         c.tenants = {{"Acme", kToken, 1}};
-       }},
-      {"tenants[0].name: ",
-       [](auto& c) {
-         c.tenants = {{std::string(64, 'a'), kToken, 1}};
-       }},
+       [](auto& c) { c.tenants = {Tenant("Acme", kToken, 1)}; }},
+      {"tenants[0].name: ", [](auto& c) { c.tenants = {Tenant(std::string(64, 'a'), kToken, 1)}; }},
       {"tenants[1].name: 'a' is there twice",
        [](auto& c) {
-         c.tenants = {{"a", kToken, 1}, {"a", std::string(64, 'b'), 1}};
+         c.tenants = {Tenant("a", kToken, 1), Tenant("a", std::string(64, 'b'), 1)};
        }},
       {"tenants[1].token_sha256: another tenant",
        [](auto& c) {
-         c.tenants = {{"a", kToken, 1}, {"b", std::string(64, 'A'), 1}};
+         c.tenants = {Tenant("a", kToken, 1), Tenant("b", std::string(64, 'A'), 1)};
+       }},
+      {"tenants[0].weight: ", [](auto& c) { c.tenants = {Tenant("a", kToken, -1)}; }},
+      {"tenants[0]: expected token_sha256, tokens or certificates",
+       [](auto& c) { c.tenants = {{.name = "a"}}; }},
+      {"tenants[0].id: ",
+       [](auto& c) {
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].tokens[0].id = "no id";
+       }},
+      {"tenants[0].tokens: the id 'token' is there twice",
+       [](auto& c) {
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].tokens.push_back({"token", std::string(64, 'c'), {}});
+       }},
+      {"tenants[0].certificates: need tls_client_ca_file",
+       [](auto& c) {
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].certificates = {{.uri = "u"}};
+       }},
+      {"tenants[0].certificates: expected one of uri and dns",
+       [](auto& c) {
+         c.tls_certificate_file = c.tls_private_key_file = c.tls_client_ca_file = "x";
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].certificates = {{.uri = "u", .dns = "d"}};
+       }},
+      {"tenants[1].certificates: 'D' is there twice",
+       [](auto& c) {
+         c.tls_certificate_file = c.tls_private_key_file = c.tls_client_ca_file = "x";
+         c.tenants = {{.name = "a", .certificates = {{.dns = "d"}}},
+                      {.name = "b", .certificates = {{.dns = "D"}}}};
+       }},
+      {"tls_client_ca_file: needs", [](auto& c) { c.tls_client_ca_file = "ca"; }},
+      {"tls_require_client_certificate: needs",
+       [](auto& c) { c.tls_require_client_certificate = true; }},
+      {"jwt.audience: ",
+       [](auto& c) {
+         c.tenants = {{.name = "a"}};
+         c.jwt = {.issuer = "i", .keys_file = "k"};
+       }},
+      {"jwt: expected tenants",
+       [](auto& c) { c.jwt = {.issuer = "i", .audience = "a", .keys_file = "k"}; }},
+      {"jwt.algorithm: expected RS, PS or ES with 256, 384 or 512, got 'HS256'",
+       [](auto& c) {
+         c.tenants = {{.name = "a"}};
+         c.jwt = {.issuer = "i", .audience = "a", .algorithm = "HS256", .keys_file = "k"};
        }},
       {"tenants[0].weight: ",
        [](auto& c) {
-         c.tenants = {{"a", kToken, -1}};
-       }},
-      {"tenants[0].weight: ",
-       [](auto& c) {
-         c.tenants = {{"a", kToken, std::numeric_limits<double>::quiet_NaN()}};
+         c.tenants = {Tenant("a", kToken, std::numeric_limits<double>::quiet_NaN())};
        }},
   };
   for (const auto& c : cases) {
@@ -207,7 +279,7 @@ TEST(ValidateTest, EveryMistakeNamesItsField) {
 
 TEST(ValidateTest, ATokenInPlaceOfItsHashIsNotRepeated) {
   ServerConfig config;
-  config.tenants = {{"acme", "very-secret", 1}};
+  config.tenants = {Tenant("acme", "very-secret", 1)};
   const absl::Status status = Validate(config);
   EXPECT_THAT(std::string(status.message()), HasSubstr("tenants[0].token_sha256: expected 64"));
   EXPECT_THAT(std::string(status.message()), Not(HasSubstr("very-secret")));
@@ -218,7 +290,7 @@ TEST(ValidateTest, AnExposedListenerNeedsTlsAndCredentialsOrConsent) {
     ServerConfig config;
     config.listen = listen;
     if (tls) config.tls_certificate_file = config.tls_private_key_file = "x.pem";
-    if (tenants) config.tenants = {{"acme", kToken, 1}};
+    if (tenants) config.tenants = {Tenant("acme", kToken, 1)};
     config.allow_insecure_listen = allowed;
     return Validate(config);
   };
