@@ -260,7 +260,8 @@ void PrintEigenvalues(Backend& backend, Resident& resident) {
 
 // Tokens that are on the device already; counted as a full product, beside cuBLAS's in ceiling_*.
 void PrintSecondMoment(int64_t cols, int64_t tokens) {
-  const auto stream = Get(CudaStream::Create(0, nullptr));
+  CudaDevice device(0, 0);
+  const auto stream = Get(CudaStream::Create(device, nullptr));
   const auto products = Get(CudaGramSum::ChooseProducts(0));
   const auto sum = Get(CudaGramSum::Create(*stream, products, cols, {}));
   constexpr int64_t kDistinctTokens = 4096;

@@ -5,15 +5,20 @@
 
 First one layer: 65,536 tokens of 4,096 inputs streamed, then the time from the last acknowledged
 chunk to the packed result of 4096 x 4096 WUSH GPTQ in MXFP4. Then `--blocks` transformer blocks of
-Llama-3.1-8B's shapes (7 linear layers and 4 statistics each), some in flight at once. The data is
-made up: heavy-tailed and correlated. Prints one JSON object a line.
+Llama-3.1-8B's shapes (7 linear layers and 4 statistics each), some in flight at once. Then
+`--again` blocks whose weights and statistics the server has, which shows what its devices do
+without a client to wait for. The data is made up: heavy-tailed and correlated. Prints one JSON
+object a line.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -76,6 +81,8 @@ class GpuWatch:
         self._thread.join()
 
     def _run(self) -> None:
+        if shutil.which("nvidia-smi") is None:
+            return
         query = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader"]
         while not self._stop.wait(0.5):
             done = subprocess.run(query, capture_output=True, text=True, check=False)
@@ -127,67 +134,117 @@ def one_layer(client: quantd.Client, shared_memory: bool) -> None:
     client.delete_job(job)
 
 
-def run_block(
-    client: quantd.Client,
-    block: int,
-    run: int,
-    tokens: int,
-    data: dict[Any, Any],
-    shared_memory: bool,
-) -> float:
-    def statistic(name: str) -> str:
-        return f"m{run}-{block}-{name}"
+class Model:
+    """Transformer blocks on their way through a server; all take the same made-up data."""
 
-    specs = [
-        quantd.LayerSpec(name, rows, cols, dtype="bf16", statistic=statistic(needs))
-        for name, (rows, cols, needs) in LAYERS.items()
-    ]
-    job = client.create_job(RECIPE, specs)
-    for name, (rows, cols, _) in LAYERS.items():
-        client.upload_weights(job, name, data[rows, cols], dtype="bf16")
-    for needs in {needs for *_, needs in LAYERS.values()}:
-        cols = next(c for _, c, n in LAYERS.values() if n == needs)
-        client.stream_activations(
-            statistic(needs), data[cols], dtype="bf16", shared_memory=shared_memory
+    def __init__(self, server: str, tokens: int, shared_memory: bool) -> None:
+        self._server = server
+        self._tokens = tokens
+        self._shared_memory = shared_memory
+        self._run = time.time_ns()
+        self._inputs = {cols: activations(tokens, cols, cols) for cols in (HIDDEN, WIDE)}
+        shapes = {(rows, cols) for rows, cols, _ in LAYERS.values()}
+        self._weights = {shape: weight(*shape, seed=sum(shape)) for shape in shapes}
+
+    def through(self, blocks: int, in_flight: int) -> None:
+        """Everything is sent, quantized and deleted, block by block."""
+        with GpuWatch() as watch, ThreadPoolExecutor(in_flight) as pool:
+            began = time.perf_counter()
+            by_stage = sum(pool.map(self._one, range(blocks)), Counter[str]())
+            seconds = time.perf_counter() - began
+        self._print("served_8b_model_wush_gptq", seconds, blocks, by_stage, watch)
+
+    def again(self, blocks: int) -> None:
+        """As many blocks take the weights and statistics of one that the server has already."""
+        with quantd.connect(self._server, progress=False) as client:
+            first = client.create_job(RECIPE, self._specs("again"))
+            self._send(client, first, "again")
+            client.wait(first)
+            known = {layer.layer_id: layer.name for layer in client.get_job(first).layers}
+            specs = self._specs("again", known)
+            with GpuWatch() as watch:
+                began = time.perf_counter()
+                jobs = [client.create_job(RECIPE, specs) for _ in range(blocks)]
+                for job in jobs:
+                    client.wait(job)
+                seconds = time.perf_counter() - began
+            by_stage = sum((self._seconds(client, job) for job in jobs), Counter[str]())
+            for job in [*jobs, first]:
+                client.delete_job(job)
+            self._forget(client, "again")
+        self._print("served_8b_model_wush_gptq_resident", seconds, blocks, by_stage, watch)
+
+    def _one(self, block: int) -> Counter[str]:
+        with quantd.connect(self._server, progress=False) as client:
+            job = client.create_job(RECIPE, self._specs(block))
+            self._send(client, job, block)
+            client.wait(job)
+            seconds = self._seconds(client, job)
+            client.delete_job(job)
+            self._forget(client, block)
+        return seconds
+
+    def _statistic(self, block: object, name: str) -> str:
+        return f"m{self._run}-{block}-{name}"
+
+    def _specs(
+        self, block: object, weights: Mapping[str, str] | None = None
+    ) -> list[quantd.LayerSpec]:
+        return [
+            quantd.LayerSpec(
+                name,
+                rows,
+                cols,
+                dtype="bf16",
+                statistic=self._statistic(block, needs),
+                weight_of="" if weights is None else weights[name],
+            )
+            for name, (rows, cols, needs) in LAYERS.items()
+        ]
+
+    def _send(self, client: quantd.Client, job: quantd.Job, block: object) -> None:
+        for name, (rows, cols, _) in LAYERS.items():
+            client.upload_weights(job, name, self._weights[rows, cols], dtype="bf16")
+        for needs, cols in {needs: cols for _, cols, needs in LAYERS.values()}.items():
+            client.stream_activations(
+                self._statistic(block, needs),
+                self._inputs[cols],
+                dtype="bf16",
+                shared_memory=self._shared_memory,
+            )
+            client.seal_statistic(self._statistic(block, needs))
+
+    def _forget(self, client: quantd.Client, block: object) -> None:
+        for needs in {needs for *_, needs in LAYERS.values()}:
+            client.delete_statistic(self._statistic(block, needs))
+
+    def _seconds(self, client: quantd.Client, job: quantd.Job) -> Counter[str]:
+        """Of its layers, by stage, in microseconds."""
+        seconds: Counter[str] = Counter()
+        for name in LAYERS:
+            for stage, value in client.get_report(job, name)["seconds"].items():
+                seconds[stage] += round(value * 1e6)
+        return seconds
+
+    def _print(
+        self, name: str, seconds: float, blocks: int, by_stage: Counter[str], watch: GpuWatch
+    ) -> None:
+        print_line(
+            name,
+            seconds,
+            "s",
+            layers=blocks * len(LAYERS),
+            tokens=self._tokens,
+            layer_seconds={stage: round(us / 1e6, 3) for stage, us in sorted(by_stage.items())},
+            **watch.figures(),
         )
-        client.seal_statistic(statistic(needs))
-    client.wait(job)
-    seconds = sum(client.get_report(job, name)["seconds"]["total"] for name in LAYERS)
-    client.delete_job(job)
-    for needs in {needs for *_, needs in LAYERS.values()}:
-        client.delete_statistic(statistic(needs))
-    return float(seconds)
-
-
-def model(server: str, blocks: int, tokens: int, in_flight: int, shared_memory: bool) -> None:
-    data: dict[Any, Any] = {cols: activations(tokens, cols, cols) for cols in (HIDDEN, WIDE)}
-    for rows, cols, _ in LAYERS.values():
-        data.setdefault((rows, cols), weight(rows, cols, rows + cols))
-    run = time.time_ns()
-    with GpuWatch() as watch, ThreadPoolExecutor(in_flight) as pool:
-        began = time.perf_counter()
-
-        def one(block: int) -> float:
-            with quantd.connect(server, progress=False) as client:
-                return run_block(client, block, run, tokens, data, shared_memory)
-
-        device_seconds = sum(pool.map(one, range(blocks)))
-        seconds = time.perf_counter() - began
-    print_line(
-        "served_8b_model_wush_gptq",
-        seconds,
-        "s",
-        layers=blocks * len(LAYERS),
-        tokens=tokens,
-        layer_seconds=round(device_seconds, 3),
-        **watch.figures(),
-    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="127.0.0.1:7741")
-    parser.add_argument("--blocks", type=int, default=32, help="0: only the one layer")
+    parser.add_argument("--blocks", type=int, default=32, help="blocks to send; 0: none")
+    parser.add_argument("--again", type=int, default=32, help="blocks of resident inputs; 0: none")
     parser.add_argument("--tokens", type=int, default=4096, help="calibration tokens a statistic")
     parser.add_argument("--in_flight", type=int, default=3, help="blocks at once")
     parser.add_argument("--shared_memory", action="store_true", help="also through shared memory")
@@ -196,14 +253,11 @@ def main() -> None:
         one_layer(client, False)
         if arguments.shared_memory:
             one_layer(client, True)
+    model = Model(arguments.server, arguments.tokens, arguments.shared_memory)
     if arguments.blocks:
-        model(
-            arguments.server,
-            arguments.blocks,
-            arguments.tokens,
-            arguments.in_flight,
-            arguments.shared_memory,
-        )
+        model.through(arguments.blocks, arguments.in_flight)
+    if arguments.again:
+        model.again(arguments.again)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compute/backend/cuda/cuda_device.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/cuda_stream.h"
 #include "compute/backend/cuda/gptq_solver.h"
@@ -28,18 +29,18 @@ constexpr double kFlopsPerSecond = 2e13;  // of a whole layer, roughly
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int device, const cudaDeviceProp& properties, int cpu_threads)
-      : device_(device),
-        accumulators_(device, cpu_threads),
+      : device_(device, cpu_threads),
         description_(absl::StrCat(properties.name, ", compute capability ", properties.major, ".",
                                   properties.minor)) {}
 
   DeviceInfo Describe() const override {
-    DeviceInfo info = {.name = absl::StrCat("cuda:", device_),
+    DeviceInfo info = {.name = absl::StrCat("cuda:", device_.id()),
                        .description = description_,
                        .flops_per_second = kFlopsPerSecond};
     size_t free = 0;
     size_t total = 0;
-    if (cudaSetDevice(device_) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    if (cudaSetDevice(device_.id()) == cudaSuccess &&
+        cudaMemGetInfo(&free, &total) == cudaSuccess) {
       info.memory_bytes = static_cast<int64_t>(total);
       info.used_bytes = static_cast<int64_t>(total - free);
     }
@@ -86,7 +87,7 @@ class CudaBackend final : public Backend {
 
   absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
       const MomentSpec& spec, const SecondMoment* start) override {
-    return accumulators_.New(spec, start);
+    return NewCudaAccumulator(device_, spec, start);
   }
 
   absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,
@@ -257,8 +258,7 @@ class CudaBackend final : public Backend {
     return &cuda;
   }
 
-  const int device_;
-  CudaAccumulators accumulators_;
+  CudaDevice device_;
   const std::string description_;
 };
 

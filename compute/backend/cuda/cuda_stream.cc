@@ -7,30 +7,30 @@
 
 namespace quantd::compute {
 
-absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(int device,
+absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(CudaDevice& device,
                                                                const CancelFlag* cancel) {
-  absl::Status status = ToStatus(cudaSetDevice(device), "selecting the CUDA device");
+  absl::Status status = ToStatus(cudaSetDevice(device.id()), "selecting the CUDA device");
   if (!status.ok()) return status;
-  auto queue = std::make_shared<Queue>(device);
+  auto queue = std::make_shared<Queue>(device.id());
   status = queue->Open();
   if (!status.ok()) return status;
-  std::unique_ptr<CudaStream> stream(new CudaStream(cancel, std::move(queue)));
-  status = ToStatus(cublasCreate(&stream->blas_), "creating a cuBLAS handle");
-  if (status.ok())
-    status = ToStatus(cusolverDnCreate(&stream->solver_), "creating a cuSOLVER handle");
-  if (status.ok())
-    status = ToStatus(cublasSetStream(stream->blas_, stream->get()), "cublasSetStream");
-  if (status.ok()) {
-    status = ToStatus(cusolverDnSetStream(stream->solver_, stream->get()), "cusolverDnSetStream");
-  }
+  std::unique_ptr<CudaStream> stream(new CudaStream(device, cancel, std::move(queue)));
+  absl::StatusOr<CudaDevice::Handles> handles = device.TakeHandles();
+  if (!handles.ok()) return handles.status();
+  stream->handles_ = *handles;
+  status = ToStatus(cublasSetStream(handles->blas, stream->get()), "cublasSetStream");
+  if (!status.ok()) return status;
+  status = ToStatus(cusolverDnSetStream(handles->solver, stream->get()), "cusolverDnSetStream");
   if (!status.ok()) return status;
   return stream;
 }
 
 CudaStream::~CudaStream() {
-  cudaSetDevice(device());
-  if (blas_ != nullptr) cublasDestroy(blas_);
-  if (solver_ != nullptr) cusolverDnDestroy(solver_);
+  if (handles_.blas == nullptr) return;
+  // The handles' workspaces may be used on another stream as soon as they are given back.
+  cudaSetDevice(device_.id());
+  cudaStreamSynchronize(get());
+  device_.GiveBack(handles_);
 }
 
 absl::Status CudaStream::Synchronize() {
@@ -42,10 +42,9 @@ int64_t CudaStream::peak_bytes() const { return queue_->peak_bytes(); }
 
 absl::Status CudaStream::Enter() const {
   if (absl::Status status = CheckCancelled(); !status.ok()) return status;
-  return ToStatus(cudaSetDevice(device()), "selecting the CUDA device");
+  return ToStatus(cudaSetDevice(device_.id()), "selecting the CUDA device");
 }
 
-int CudaStream::device() const { return queue_->device(); }
 cudaStream_t CudaStream::get() const { return queue_->get(); }
 
 }  // namespace quantd::compute

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <cublas_v2.h>
 #include <cuda_runtime_api.h>
-#include <cusolverDn.h>
 
 #include <cstdint>
 #include <memory>
@@ -10,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compute/backend/backend.h"
+#include "compute/backend/cuda/cuda_device.h"
 
 namespace quantd::compute {
 
@@ -22,7 +21,8 @@ class CudaStream final : public Stream {
   // What outlives the stream: the memory of tensors is freed on it.
   class Queue;
 
-  static absl::StatusOr<std::unique_ptr<CudaStream>> Create(int device, const CancelFlag* cancel);
+  static absl::StatusOr<std::unique_ptr<CudaStream>> Create(CudaDevice& device,
+                                                            const CancelFlag* cancel);
   ~CudaStream() override;
 
   absl::Status Synchronize() override;
@@ -31,19 +31,19 @@ class CudaStream final : public Stream {
   // Makes the stream's device the calling thread's, and refuses a cancelled stream.
   absl::Status Enter() const;
 
-  int device() const;
+  CudaDevice& device() const { return device_; }
   cudaStream_t get() const;
-  cublasHandle_t blas() const { return blas_; }  // pointers to scalars are host pointers
-  cusolverDnHandle_t solver() const { return solver_; }
+  cublasHandle_t blas() const { return handles_.blas; }  // pointers to scalars are host pointers
+  cusolverDnHandle_t solver() const { return handles_.solver; }
   const std::shared_ptr<Queue>& queue() const { return queue_; }
 
  private:
-  CudaStream(const CancelFlag* cancel, std::shared_ptr<Queue> queue)
-      : Stream(cancel), queue_(std::move(queue)) {}
+  CudaStream(CudaDevice& device, const CancelFlag* cancel, std::shared_ptr<Queue> queue)
+      : Stream(cancel), device_(device), queue_(std::move(queue)) {}
 
+  CudaDevice& device_;
   std::shared_ptr<Queue> queue_;
-  cublasHandle_t blas_ = nullptr;
-  cusolverDnHandle_t solver_ = nullptr;
+  CudaDevice::Handles handles_;
 };
 
 }  // namespace quantd::compute

@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<CudaGramSum>> CudaGramSum::Create(CudaStream& str
                                                                  const std::vector<double>& start) {
   std::unique_ptr<CudaGramSum> sum(new CudaGramSum(stream, products, cols));
   absl::StatusOr<int> multiprocessors =
-      ReadAttribute(stream.device(), cudaDevAttrMultiProcessorCount);
+      ReadAttribute(stream.device().id(), cudaDevAttrMultiProcessorCount);
   if (!multiprocessors.ok()) return multiprocessors.status();
   sum->multiprocessors_ = *multiprocessors;
   if (absl::Status status = sum->Load(start); !status.ok()) return status;

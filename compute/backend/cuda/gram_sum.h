@@ -22,8 +22,8 @@ class CudaGramSum {
   // The fastest on this device.
   static absl::StatusOr<Products> ChooseProducts(int device);
 
-  // `start`: cols x cols, the sum to go on from, or empty for 0. `stream` must outlive it. RESOURCE_EXHAUSTED where
-  // the device has no memory for the sum.
+  // `start`: cols x cols, the sum to go on from, or empty for 0. `stream` must outlive it.
+  // RESOURCE_EXHAUSTED where the device has no memory for the sum.
   static absl::StatusOr<std::unique_ptr<CudaGramSum>> Create(CudaStream& stream, Products products,
                                                              int64_t cols,
                                                              const std::vector<double>& start);

@@ -47,6 +47,23 @@ absl::StatusOr<bool> PinnedRing::Send(cudaStream_t stream, int64_t bytes, void* 
   return filled;
 }
 
+absl::Status PinnedRing::Receive(cudaStream_t stream, int64_t bytes, const void* from,
+                                 absl::FunctionRef<void(const std::byte* slot)> drain) {
+  Slot slot = Take();
+  absl::Status status = slot.copied.Wait();
+  if (status.ok()) {
+    status = ToStatus(cudaMemcpyAsync(slot.memory, from, static_cast<size_t>(bytes),
+                                      cudaMemcpyDeviceToHost, stream),
+                      "copying from the device");
+    absl::Status recorded = slot.copied.Record(stream);
+    if (status.ok()) status = recorded;
+    if (status.ok()) status = slot.copied.Wait();
+    if (status.ok()) drain(slot.memory);
+  }
+  Return(std::move(slot));
+  return status;
+}
+
 PinnedRing::Slot PinnedRing::Take() {
   std::unique_lock<std::mutex> lock(mutex_);
   returned_.wait(lock, [&] { return !free_.empty(); });

@@ -16,9 +16,9 @@
 
 namespace quantd::compute {
 
-// Pinned host memory that everything on its way to the device passes through, so that copies run at
-// the link's speed and beside what the device computes. One for all accumulators of a device: so
-// many of them cost no more pinned memory than one. Thread-safe.
+// Pinned host memory that large copies pass through, so that they run at the link's speed and
+// beside what the device computes. One a device: many streams cost no more pinned memory than one.
+// Thread-safe.
 class PinnedRing {
  public:
   static constexpr int64_t kSlotBytes = int64_t{4} << 20;
@@ -34,6 +34,10 @@ class PinnedRing {
   // `fill` says so. The ring's device is the calling thread's.
   absl::StatusOr<bool> Send(cudaStream_t stream, int64_t bytes, void* to,
                             absl::FunctionRef<bool(std::byte* slot)> fill);
+  // Copies `bytes` <= kSlotBytes from the device in the order of `stream`, waits for them and lets
+  // `drain` read them.
+  absl::Status Receive(cudaStream_t stream, int64_t bytes, const void* from,
+                       absl::FunctionRef<void(const std::byte* slot)> drain);
 
  private:
   struct Slot {

@@ -140,14 +140,14 @@ absl::StatusOr<LatticeCodes> CudaCancelSuccessively(CudaStream& stream, const Mo
                                                     const DeviceTensor& target, double spacing) {
   const int64_t rows = target.dim(1);
   CancelPlan plan;
-  if (PlanClusterCancellation(stream.device(), rows, &plan)) {
+  if (PlanClusterCancellation(stream.device().id(), rows, &plan)) {
     absl::StatusOr<std::optional<LatticeCodes>> codes =
         Cancel(stream, plan, factor, target, spacing);
     if (!codes.ok()) return codes.status();
     if (codes->has_value()) return **std::move(codes);
   }
-  absl::Status status =
-      ToStatus(PlanGridCancellation(stream.device(), rows, &plan), "planning the cancellation");
+  absl::Status status = ToStatus(PlanGridCancellation(stream.device().id(), rows, &plan),
+                                 "planning the cancellation");
   if (!status.ok()) return status;
   if (plan.blocks == 0) {
     return absl::ResourceExhaustedError(absl::StrCat(

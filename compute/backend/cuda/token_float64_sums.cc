@@ -180,20 +180,20 @@ class CudaPairedSum final : public TokenSum {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaBlockSum(int device, PinnedRing& ring,
-                                                          int64_t cols, int64_t block_size,
+absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaBlockSum(CudaDevice& device, int64_t cols,
+                                                          int64_t block_size,
                                                           const std::vector<double>& start) {
-  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
+  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device);
   if (!transfer.ok()) return transfer.status();
   absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, cols * block_size, start);
   if (!sum.ok()) return sum.status();
   return std::make_unique<CudaBlockSum>(*std::move(transfer), cols, block_size, *std::move(sum));
 }
 
-absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaPairedSum(int device, PinnedRing& ring,
-                                                           int64_t left_cols, int64_t cols,
+absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaPairedSum(CudaDevice& device, int64_t left_cols,
+                                                           int64_t cols,
                                                            const std::vector<double>& start) {
-  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
+  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device);
   if (!transfer.ok()) return transfer.status();
   absl::StatusOr<DeviceBuffer<double>> sum = UploadSum(**transfer, left_cols * cols, start);
   if (!sum.ok()) return sum.status();

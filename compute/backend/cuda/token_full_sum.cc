@@ -242,17 +242,16 @@ class CudaFullSum final : public TokenSum {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaFullSum(int device, WorkerPool& pool,
-                                                         PinnedRing& ring, int64_t cols,
+absl::StatusOr<std::unique_ptr<TokenSum>> NewCudaFullSum(CudaDevice& device, int64_t cols,
                                                          const std::vector<double>& start) {
-  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device, ring);
+  absl::StatusOr<std::unique_ptr<TokenTransfer>> transfer = TokenTransfer::Create(device);
   if (!transfer.ok()) return transfer.status();
-  absl::StatusOr<CudaGramSum::Products> products = CudaGramSum::ChooseProducts(device);
+  absl::StatusOr<CudaGramSum::Products> products = CudaGramSum::ChooseProducts(device.id());
   if (!products.ok()) return products.status();
   absl::StatusOr<std::unique_ptr<CudaGramSum>> sum =
       CudaGramSum::Create((*transfer)->compute(), *products, cols, start);
   if (!sum.ok()) return sum.status();
-  return std::make_unique<CudaFullSum>(*std::move(transfer), pool, cols, *std::move(sum));
+  return std::make_unique<CudaFullSum>(*std::move(transfer), device.pool(), cols, *std::move(sum));
 }
 
 }  // namespace quantd::compute

@@ -7,8 +7,10 @@
 
 namespace quantd::compute {
 
-absl::StatusOr<std::unique_ptr<TokenTransfer>> TokenTransfer::Create(int device, PinnedRing& ring) {
-  std::unique_ptr<TokenTransfer> transfer(new TokenTransfer(ring));
+absl::StatusOr<std::unique_ptr<TokenTransfer>> TokenTransfer::Create(CudaDevice& device) {
+  absl::StatusOr<PinnedRing*> ring = device.Ring();
+  if (!ring.ok()) return ring.status();
+  std::unique_ptr<TokenTransfer> transfer(new TokenTransfer(**ring));
   absl::StatusOr<std::unique_ptr<CudaStream>> compute = CudaStream::Create(device, nullptr);
   if (!compute.ok()) return compute.status();
   transfer->compute_ = *std::move(compute);
@@ -24,7 +26,7 @@ absl::StatusOr<std::unique_ptr<TokenTransfer>> TokenTransfer::Create(int device,
 TokenTransfer::~TokenTransfer() {
   if (copies_ == nullptr) return;
   // Device memory is freed in the order of the compute stream, which knows nothing of copies.
-  cudaSetDevice(compute_->device());
+  cudaSetDevice(compute_->device().id());
   cudaStreamSynchronize(copies_);
   cudaStreamDestroy(copies_);
 }

@@ -20,8 +20,7 @@ namespace quantd::compute {
 // those that came before. Device memory belongs to the compute stream.
 class TokenTransfer {
  public:
-  // `ring` must outlive it.
-  static absl::StatusOr<std::unique_ptr<TokenTransfer>> Create(int device, PinnedRing& ring);
+  static absl::StatusOr<std::unique_ptr<TokenTransfer>> Create(CudaDevice& device);
   ~TokenTransfer();
   TokenTransfer(const TokenTransfer&) = delete;
   TokenTransfer& operator=(const TokenTransfer&) = delete;
