@@ -93,7 +93,7 @@ struct ServerConfig {
   int cpu_threads = 0;  // 0: one a core
   int cpu_slots = 1;
   std::string devices = "auto";
-  int cuda_slots = 2;
+  int cuda_slots = 4;
   bool shared_memory = false;
   std::string log_level = "info";
   int drain_seconds = 20;
