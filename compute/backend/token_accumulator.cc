@@ -119,8 +119,8 @@ absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewTokenAccumulator(WorkerPoo
     return absl::InvalidArgumentError("the second moment to continue from has another geometry");
   }
   try {
-    absl::StatusOr<SecondMoment> moment =
-        start == nullptr ? SecondMoment::CreateWithoutSum(spec) : absl::StatusOr<SecondMoment>(*start);
+    absl::StatusOr<SecondMoment> moment = start == nullptr ? SecondMoment::CreateWithoutSum(spec)
+                                                           : absl::StatusOr<SecondMoment>(*start);
     if (!moment.ok()) return moment.status();
     absl::StatusOr<std::unique_ptr<TokenSum>> sum = new_sum(moment->ReleaseSum());
     if (!sum.ok()) return sum.status();

@@ -4,9 +4,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "compute/backend/gptq_plan.h"
 #include "compute/backend/cpu/host_memory.h"
 #include "compute/backend/cpu/worker_pool.h"
+#include "compute/backend/gptq_plan.h"
 
 namespace quantd::compute {
 

@@ -14,13 +14,13 @@
 #include "compute/backend/cpu/cholesky.h"
 #include "compute/backend/cpu/gptq_feedback.h"
 #include "compute/backend/cpu/gptq_moment.h"
-#include "compute/backend/gptq_plan.h"
 #include "compute/backend/cpu/gptq_scales.h"
 #include "compute/backend/cpu/gptq_transforms.h"
 #include "compute/backend/cpu/host_memory.h"
 #include "compute/backend/cpu/matrix_product.h"
 #include "compute/backend/cpu/quantize_rows.h"
 #include "compute/backend/cpu/quantized_matrix.h"
+#include "compute/backend/gptq_plan.h"
 #include "compute/formats/element_codec.h"
 
 namespace quantd::compute {

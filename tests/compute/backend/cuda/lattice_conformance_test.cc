@@ -305,8 +305,8 @@ TEST_F(CudaLatticeTest, WaterSicStoresTheSameCodes) {
 // --- golden data -------------------------------------------------------------------------------
 
 const SafetensorsFile& File() {
-  static const auto* file = new SafetensorsFile(
-      SafetensorsFile::Open(GoldenFile("watersic_golden.safetensors")).value());
+  static const auto* file =
+      new SafetensorsFile(SafetensorsFile::Open(GoldenFile("watersic_golden.safetensors")).value());
   return *file;
 }
 
