@@ -1,0 +1,304 @@
+"""deploy/grafana and deploy/prometheus against a real Prometheus that scrapes a real server.
+
+Every query of the dashboard and every alert's expression is asked after real work. It has to return
+data, or to be among those that are empty unless there is trouble.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import signal
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from quantd.v1 import recipe_pb2
+
+from .conftest import REPOSITORY
+from .prometheus_text import parse
+from .server_process import Server, eventually, seconds
+from .wire import (
+    activations_like,
+    create_job,
+    gaussian,
+    get_job,
+    layer,
+    read_artifact,
+    sealed_statistic,
+    upload,
+    wait_for_job,
+)
+
+DEPLOY = REPOSITORY / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+RULES_TEST = DEPLOY / "prometheus" / "rules_test.yml"
+DASHBOARD = DEPLOY / "grafana" / "quantd.json"
+COLS = 64
+
+#: Panels without data on a server that is well, and why.
+EMPTY_UNLESS_TROUBLE: dict[str, str] = {}
+#: Metrics that alerts name and that a server exports only once the trouble is there.
+NOT_YET_EXPORTED: dict[str, str] = {}
+#: What Prometheus itself knows about every target.
+OF_PROMETHEUS = {"up"}
+
+_NAME = re.compile(r"\b(?:quantd|process)_\w+\b|\bup\b")
+_ALERT = re.compile(r"- alert: (\w+)\n\s+expr: (?:\|\n)?(.*?)\n\s+(?:for|labels):", re.DOTALL)
+
+
+def _dashboard() -> dict[str, Any]:
+    return json.loads(DASHBOARD.read_text())
+
+
+def _panel_queries() -> list[tuple[str, str]]:
+    return [
+        (panel["title"], target["expr"])
+        for panel in _dashboard()["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+def _alerts() -> dict[str, str]:
+    return dict(_ALERT.findall(RULES.read_text()))
+
+
+@dataclass
+class Prometheus:
+    """A real one; `ask` returns the series of a query, now."""
+
+    url: str
+
+    def ask(self, expression: str) -> list[dict[str, Any]]:
+        query = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=seconds(5)) as got:
+            body = json.load(got)
+        assert body["status"] == "success"
+        return body["data"]["result"]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/api/v1/alerts", timeout=seconds(5)) as got:
+            return json.load(got)["data"]["alerts"]
+
+    def rules(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/api/v1/rules", timeout=seconds(5)) as got:
+            (group,) = json.load(got)["data"]["groups"]
+            return group["rules"]
+
+
+def _work(server: Server, round_number: int) -> None:
+    """Some of everything that the panels show."""
+    name = f"shown-{round_number}"
+    sealed_statistic(server.api, name, activations_like(64, COLS, round_number))
+    job = create_job(
+        server.api,
+        [layer("w", 16, COLS, statistic=server.api.statistic_name(name))],
+        recipe_pb2.Recipe(format=recipe_pb2.MXFP4, transform=recipe_pb2.WUSH),
+    )
+    upload(server.api, job.layers[0].name, gaussian(16, COLS, 1))
+    wait_for_job(server.api, job.name)
+    read_artifact(server.api, f"{job.name}/artifacts/w.safetensors")
+    with pytest.raises(grpc.RpcError):
+        get_job(server.api, server.api.job_name("none"))
+
+
+@pytest.fixture(scope="module")
+def watched(
+    server: Server, prometheus: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Prometheus with the configuration and rules of deploy/, faster and aimed at the server, which
+    has worked while it was scraped."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    configured = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    changes = {
+        "scrape_interval: 15s": "scrape_interval: 200ms\n  scrape_timeout: 200ms",
+        "evaluation_interval: 15s": "evaluation_interval: 200ms",
+        "127.0.0.1:7742": server.metrics_address,
+        "  - rules.yml": f"  - {RULES}",
+    }
+    for was, becomes in changes.items():
+        assert configured.count(was) == 1, was
+        configured = configured.replace(was, becomes)
+    config = folder / "prometheus.yml"
+    config.write_text(configured)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                prometheus,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    scraped = Prometheus(f"http://127.0.0.1:{port}")
+
+    def samples() -> float:
+        try:
+            (series,) = scraped.ask("count_over_time(quantd_build_info[1h])")
+        except (ValueError, OSError):  # no series yet; still starting
+            return 0
+        return float(series["value"][1])
+
+    eventually(lambda: samples() >= 1, "the first scrape has arrived", 30)
+    for round_number in range(3):  # rates need a change between two scrapes of the same series
+        _work(server, round_number)
+        seen = samples()
+        eventually(lambda seen=seen: samples() >= seen + 2, "scrapes go on", 30)
+    yield scraped
+    assert process.poll() is None, log.read_text()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _filled_in(expression: str) -> str:
+    """As Grafana sends it for "All" servers."""
+    return expression.replace("$instance", ".+").replace("$__rate_interval", "10m")
+
+
+def test_every_panel_shows_data(watched: Prometheus) -> None:
+    empty = []
+    for title, expression in _panel_queries():
+        series = watched.ask(_filled_in(expression))
+        # NaN is what a quantile of no observations gives.
+        shown = [one for one in series if one["value"][1] not in ("NaN", "+Inf", "-Inf")]
+        if not shown and title not in EMPTY_UNLESS_TROUBLE:
+            empty.append((title, expression, series))
+    assert not empty
+
+
+def test_every_alert_evaluates_and_none_fires_on_a_server_that_is_well(
+    watched: Prometheus,
+) -> None:
+    rules = {rule["name"]: rule for rule in watched.rules()}
+    assert rules.keys() == _alerts().keys()
+    eventually(
+        lambda: all(rule["health"] == "ok" for rule in watched.rules()), "every rule was evaluated"
+    )
+    assert watched.alerts() == []
+
+
+def test_an_alert_is_raised(watched: Prometheus, server: Server) -> None:
+    """When each fires is promtool's to test; here, that trouble gets from the server to an alert:
+    somebody asks for another tenant's jobs, again and again."""
+
+    def refusals() -> list[dict[str, Any]]:
+        for _ in range(20):
+            with pytest.raises(grpc.RpcError):
+                get_job(server.api, "tenants/somebody-else/jobs/none")
+        return [a for a in watched.alerts() if a["labels"]["alertname"] == "QuantdAuthRefusals"]
+
+    (alert, *_) = eventually(refusals, "the alert is pending", 30)
+    assert alert["labels"]["instance"] == server.metrics_address
+    assert alert["state"] in ("pending", "firing")
+
+
+def test_dashboard_and_rules_name_only_what_is_exported(
+    watched: Prometheus, server: Server
+) -> None:
+    scrape = parse(server.metrics())
+    exported = set(scrape.types) | OF_PROMETHEUS
+    for name, kind in scrape.types.items():
+        if kind == "histogram":
+            exported |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+    expressions = [expression for _, expression in _panel_queries()] + list(_alerts().values())
+    expressions += [
+        variable["definition"]
+        for variable in _dashboard()["templating"]["list"]
+        if "definition" in variable
+    ]
+    for expression in expressions:
+        named = set(_NAME.findall(expression))
+        assert named, expression
+        assert named <= exported | NOT_YET_EXPORTED.keys(), expression
+    # And labels: by (...) and {...} name those that the series have.
+    for expression in expressions:
+        labels = set(re.findall(r'(\w+)=?[=!]~?"', expression))
+        for grouped in re.findall(r"by \(([^)]*)\)", expression):
+            labels |= {label.strip() for label in grouped.split(",")}
+        known = {"instance", "job", "le"}
+        for name in set(_NAME.findall(expression)):
+            for sample, _ in scrape.samples.get(name, []):
+                known |= sample.keys()
+        assert labels <= known | {"tenant", "reason", "priority"}, expression
+
+
+def test_every_metric_is_shown_or_documented_only_on_purpose(server: Server) -> None:
+    """A metric that nobody looks at is forgotten: new ones get a panel."""
+    shown = " ".join(expression for _, expression in _panel_queries())
+    for name in parse(server.metrics()).types:
+        if name.startswith("quantd_"):
+            assert name in shown or name in UNSHOWN, f"{name}: see tools/grafana_dashboard.py"
+
+
+#: Not on the dashboard, and why.
+UNSHOWN = {"quantd_serving": "quantd_ready says more"}
+
+
+def test_the_dashboard_is_what_its_table_says() -> None:
+    path = REPOSITORY / "tools" / "grafana_dashboard.py"
+    spec = importlib.util.spec_from_file_location("grafana_dashboard", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["grafana_dashboard"] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    assert module.text() == DASHBOARD.read_text(), "run tools/grafana_dashboard.py"
+
+
+def test_panels_fit_the_grid() -> None:
+    taken: set[tuple[int, int]] = set()
+    identities = set()
+    for panel in _dashboard()["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        identities.add(panel["id"])
+    assert len(identities) == len(_dashboard()["panels"])
+
+
+def test_promtool_finds_nothing_in_the_rules(promtool: Callable[..., Any]) -> None:
+    checked = promtool("check", "rules", RULES)
+    assert checked.returncode == 0, checked.stderr
+    config = promtool("check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert config.returncode == 0, config.stderr
+
+
+def test_alerts_fire_when_they_should_and_only_then(promtool: Callable[..., Any]) -> None:
+    tested = promtool("test", "rules", RULES_TEST)
+    assert tested.returncode == 0, tested.stderr + tested.stdout
+    text = RULES_TEST.read_text()
+    for alert in _alerts():
+        assert re.search(rf"alertname: {alert}, exp_alerts: \[\]", text), f"{alert}: when not?"
+        assert re.search(rf"alertname: {alert}\n\s+exp_alerts:\n", text), f"{alert}: when?"
+
+
+def test_every_alert_has_a_runbook() -> None:
+    headings = set(
+        re.findall(r"^### (\w+)$", (REPOSITORY / "docs/operations.md").read_text(), re.M)
+    )
+    assert headings == set(_alerts())
+    for name, block in re.findall(
+        r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES.read_text(), re.DOTALL
+    ):
+        for key in ("summary", "description"):
+            assert re.search(rf'{key}: ".+"', block), (name, key)
+        assert f'runbook: "docs/operations.md#{name.lower()}"' in block, name
