@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -25,12 +27,14 @@
 #include "grpc/health/v1/health.pb.h"
 #include "server/config/address.h"
 #include "server/config/config.h"
+#include "server/fsck/fsck_command.h"
 #include "server/ingest/statistics.h"
 #include "server/ingest/weight_uploads.h"
 #include "server/jobs/job_engine.h"
 #include "server/log/audit_log.h"
 #include "server/log/log.h"
 #include "server/metrics/metrics.h"
+#include "server/retention/retention.h"
 #include "server/service/access.h"
 #include "server/service/calibration_service.h"
 #include "server/service/jobs_service.h"
@@ -41,7 +45,9 @@
 #include "server/service/server_service.h"
 #include "server/service/weights_service.h"
 #include "server/store/data_directory.h"
+#include "server/store/failpoint.h"
 #include "server/store/local_blob_store.h"
+#include "server/store/quota_blob_store.h"
 #include "server/store/sqlite_job_store.h"
 
 namespace quantd::server {
@@ -57,6 +63,7 @@ struct Flags {
   int cpu_threads = 0;
   bool allow_insecure_listen = false;
   bool shared_memory = false;
+  bool list_failpoints = false;
 };
 
 absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
@@ -180,6 +187,50 @@ JobEvents EventsFor(Metrics& metrics) {
     metrics.DeviceSeconds(item.tenant, seconds);
   };
   return events;
+}
+
+// By tenant, as configured.
+StorageLimit StorageLimits(const ServerConfig& config) {
+  std::map<std::string, int64_t, std::less<>> own;
+  for (const TenantConfig& tenant : config.tenants) {
+    if (tenant.max_stored_bytes > 0) own[tenant.name] = tenant.max_stored_bytes;
+  }
+  return [own = std::move(own), most = config.limits.max_stored_bytes](absl::string_view tenant) {
+    const auto found = own.find(tenant);
+    return found == own.end() ? most : found->second;
+  };
+}
+
+RetentionPolicy MakeRetentionPolicy(const RetentionConfig& config) {
+  const auto after = [](int64_t seconds) {
+    return seconds > 0 ? absl::Seconds(seconds) : absl::InfiniteDuration();
+  };
+  return {.ended_jobs = after(config.ended_jobs_seconds),
+          .unused_statistics = after(config.unused_statistics_seconds),
+          .abandoned_uploads = after(config.abandoned_uploads_seconds),
+          .abandoned_statistics = after(config.abandoned_statistics_seconds)};
+}
+
+RetentionActions MakeRetentionActions(JobEngine& engine, Statistics& statistics,
+                                      WeightUploads& uploads, Metrics& metrics) {
+  return {
+      .delete_job = [&engine](const std::string& tenant,
+                              const std::string& job) { return engine.Delete(tenant, job); },
+      .delete_statistic =
+          [&statistics](const std::string& tenant, const std::string& statistic) {
+            return statistics.Delete(tenant, statistic);
+          },
+      .discard_upload =
+          [&uploads](const std::string& tenant, const std::string& job, const std::string& layer) {
+            return uploads.Discard({tenant, job, layer});
+          },
+      .collected =
+          [&metrics](absl::string_view kind, const std::string& tenant, const std::string& name) {
+            metrics.Collected(kind);
+            Log(LogLevel::kInfo, "collected",
+                {{"kind", std::string(kind)}, {"tenant", tenant}, {"name", name}});
+          },
+  };
 }
 
 void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine& engine,
@@ -311,10 +362,12 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   absl::StatusOr<std::unique_ptr<JobStore>> jobs =
       OpenSqliteJobStore((*directory)->database_path());
   if (!jobs.ok()) return jobs.status();
-  absl::StatusOr<std::unique_ptr<BlobStore>> blobs =
+  absl::StatusOr<std::unique_ptr<BlobStore>> local =
       OpenLocalBlobStore((*directory)->blob_directory());
-  if (!blobs.ok()) return blobs.status();
-  if (absl::Status status = DeleteOrphans(**jobs, **blobs); !status.ok()) return status;
+  if (!local.ok()) return local.status();
+  const std::unique_ptr<BlobStore> blobs =
+      WithStorageLimit(*std::move(local), StorageLimits(config));
+  if (absl::Status status = DeleteOrphans(**jobs, *blobs); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Access>> access = Access::Create(config);
   if (!access.ok()) return access.status();
   absl::StatusOr<std::unique_ptr<AuditLog>> audit = AuditLog::Open(config.audit_log_file);
@@ -330,33 +383,35 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   const std::unique_ptr<Metrics> metrics = MakeMetrics(config, backends);
   Executor executor(static_cast<int>(std::max(4u, 2 * std::thread::hardware_concurrency())));
   std::unique_ptr<JobEngine> engine;  // set before anything calls it
-  Statistics statistics(**jobs, **blobs, backends, executor, MakeStatisticsOptions(config),
+  Statistics statistics(**jobs, *blobs, backends, executor, MakeStatisticsOptions(config),
                         [&engine](const std::string& tenant, const std::string& statistic) {
                           engine->StatisticSealed(tenant, statistic);
                         });
   engine = std::make_unique<JobEngine>(
-      **jobs, **blobs, backends, EngineOptions(config, *backends.front()),
+      **jobs, *blobs, backends, EngineOptions(config, *backends.front()),
       [&statistics](const std::string& tenant, const std::string& statistic) {
         return statistics.Load(tenant, statistic);
       },
       EventsFor(*metrics));
   WeightUploads uploads(
-      **jobs, **blobs, config.limits.max_weight_bytes, config.limits.max_streams_per_tenant,
+      **jobs, *blobs, config.limits.max_weight_bytes, config.limits.max_streams_per_tenant,
       [&engine](const LayerKey& key) { engine->WeightCompleted(key.tenant, key.job); });
+  Retention retention(**jobs, *blobs, MakeRetentionPolicy(config.retention),
+                      MakeRetentionActions(*engine, statistics, uploads, *metrics));
   Readiness readiness(**jobs, *metrics);
   metrics->OnScrape([&](Metrics& m) {
     readiness.Check().IgnoreError();  // the metrics tell
-    RefreshGauges(m, config, *engine, backends, **blobs);
+    RefreshGauges(m, config, *engine, backends, *blobs);
   });
 
   const CallEnvironment environment{(*access)->authenticator(), *metrics, executor, **audit};
   std::vector<std::unique_ptr<grpc::Service>> services;
-  services.push_back(NewJobsService(environment, *engine, **jobs, **blobs));
+  services.push_back(NewJobsService(environment, *engine, **jobs, *blobs));
   services.push_back(NewWeightsService(environment, uploads));
   services.push_back(NewCalibrationService(
       environment, statistics, **jobs,
       {.credit_bytes = config.limits.stream_credit_bytes, .shared_memory = config.shared_memory}));
-  services.push_back(NewResultsService(environment, **jobs, **blobs));
+  services.push_back(NewResultsService(environment, **jobs, *blobs));
   services.push_back(
       NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
   services.push_back(
@@ -382,6 +437,11 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   }
   if (absl::Status status = engine->Start(); !status.ok()) return status;
   readiness.Start(*server->GetHealthCheckService());
+  retention.Start(
+      absl::Seconds(config.retention.sweep_interval_seconds), [] { return absl::Now(); },
+      [](const absl::Status& status) {
+        Log(LogLevel::kError, "retention_failed", {{"error", status.ToString()}});
+      });
 
   const auto with_port = [](const std::string& address, int actual) {
     Address parsed = ParseAddress(address).value_or(Address{});
@@ -431,7 +491,22 @@ int Main(int argc, char** argv) {
                "accept connections without TLS or credentials from other machines");
   app.add_flag("--shared_memory,--shared-memory", flags.shared_memory,
                "let clients on this host hand activations over in POSIX shared memory");
+  app.add_flag("--list_failpoints", flags.list_failpoints)->group("");  // of test builds
+  FsckOptions fsck;
+  CLI::App* const fsck_command = AddFsckCommand(app, fsck);
   CLI11_PARSE(app, argc, argv);
+  if (flags.list_failpoints) {
+    for (const std::string& name : FailpointNames()) std::cout << name << "\n";
+    return kHasFailpoints ? 0 : 1;
+  }
+  if (const char* rules = std::getenv("QUANTD_FAILPOINTS"); kHasFailpoints && rules != nullptr) {
+    if (absl::Status status = ArmFailpoints(rules); !status.ok()) {
+      std::cerr << "quantd: " << status.message() << "\n";
+      return 2;
+    }
+  }
+
+  if (fsck_command->parsed()) return RunFsck(fsck);
 
   const absl::StatusOr<ServerConfig> config = Configure(flags);
   if (!config.ok()) {

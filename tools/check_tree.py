@@ -22,6 +22,8 @@ MAY_INCLUDE = {
     "server/errors": ["server/errors"],
     "server/store": DOMAIN,
     "server/jobs": ["server/jobs", *DOMAIN],
+    "server/fsck": ["server/fsck", "server/jobs", *DOMAIN],
+    "server/retention": ["server/retention", *DOMAIN],
     "server/ingest": ["server/ingest", *DOMAIN],
     "server/auth": ["server/auth", "compute/tensor"],
     "server/config": ["server/config"],

@@ -249,10 +249,16 @@ absl::StatusOr<Statistic> Client::MergeStatistics(absl::string_view statistic_id
   request.set_statistic_id(std::string(statistic_id));
   for (const std::string& source : sources) request.add_sources(StatisticName(source));
   v1::Statistic response;
-  absl::Status status = CallUnary(*connection_, *connection_->calibration,
-                                  &v1::Calibration::Stub::MergeStatistics, request, &response);
-  if (!status.ok()) return status;
-  return FromWire(response);
+  Backoff backoff(connection_->options().retry_for);
+  for (bool first = true;; first = false) {
+    const absl::Status status =
+        CallOnce(*connection_, *connection_->calibration, &v1::Calibration::Stub::MergeStatistics,
+                 request, &response, absl::Seconds(120));
+    if (status.ok()) return FromWire(response);
+    // An earlier attempt went through and only its answer was lost.
+    if (!first && absl::IsAlreadyExists(status)) return GetStatistic(statistic_id);
+    if (absl::Status stop = connection_->WaitToRetry(status, backoff); !stop.ok()) return stop;
+  }
 }
 
 absl::Status Client::DeleteStatistic(absl::string_view statistic) {

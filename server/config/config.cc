@@ -55,6 +55,7 @@ LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
   TakeIfGiven(proto.max_layer_bytes(), limits.max_layer_bytes);
   TakeIfGiven(proto.max_statistics_per_tenant(), limits.max_statistics_per_tenant);
   TakeIfGiven(proto.moment_cache_bytes(), limits.moment_cache_bytes);
+  TakeIfGiven(proto.max_stored_bytes(), limits.max_stored_bytes);
   return limits;
 }
 
@@ -73,6 +74,7 @@ TenantConfig TenantFrom(const config::v1::TenantConfig& from) {
   TenantConfig tenant;
   tenant.name = from.name();
   TakeIfGiven(from.weight(), tenant.weight);
+  TakeIfGiven(from.max_stored_bytes(), tenant.max_stored_bytes);
   if (!from.token_sha256().empty()) {
     tenant.tokens.push_back(
         {.id = "token", .sha256 = from.token_sha256(), .roles = {.submit = true, .read = true}});
@@ -97,6 +99,16 @@ JwtConfig JwtFrom(const config::v1::JwtConfig& from) {
   TakeIfGiven(from.role_claim(), jwt.role_claim);
   TakeIfGiven(from.clock_skew_seconds(), jwt.clock_skew_seconds);
   return jwt;
+}
+
+RetentionConfig RetentionFrom(const config::v1::RetentionConfig& proto) {
+  RetentionConfig retention;
+  retention.ended_jobs_seconds = proto.ended_jobs_seconds();
+  retention.unused_statistics_seconds = proto.unused_statistics_seconds();
+  retention.abandoned_uploads_seconds = proto.abandoned_uploads_seconds();
+  retention.abandoned_statistics_seconds = proto.abandoned_statistics_seconds();
+  TakeIfGiven(proto.sweep_interval_seconds(), retention.sweep_interval_seconds);
+  return retention;
 }
 
 ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
@@ -124,6 +136,7 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   config.shared_memory = proto.shared_memory();
   TakeIfGiven(proto.log_level(), config.log_level);
   TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
+  config.retention = RetentionFrom(proto.retention());
   return config;
 }
 

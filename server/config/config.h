@@ -40,6 +40,7 @@ struct TenantConfig {
   double weight = 1.0;                   // share of device time under contention
   std::vector<TokenConfig> tokens = {};  // token_sha256 is the first of them, "token"
   std::vector<CertificateConfig> certificates = {};
+  int64_t max_stored_bytes = 0;  // 0: limits.max_stored_bytes
   bool operator==(const TenantConfig&) const = default;
 };
 
@@ -65,6 +66,7 @@ struct LimitsConfig {
   int64_t max_layer_bytes = 0;  // 0: 3/4 of the device's memory
   int max_statistics_per_tenant = 10000;
   int64_t moment_cache_bytes = 0;  // 0: 1/8 of the machine's memory
+  int64_t max_stored_bytes = 0;    // of each tenant; 0: no limit
   bool operator==(const LimitsConfig&) const = default;
 };
 
@@ -72,6 +74,16 @@ struct DurabilityConfig {
   int64_t commit_bytes = int64_t{64} << 20;
   int commit_interval_ms = 1000;
   bool operator==(const DurabilityConfig&) const = default;
+};
+
+// Seconds after which things are deleted; 0: never.
+struct RetentionConfig {
+  int64_t ended_jobs_seconds = 0;
+  int64_t unused_statistics_seconds = 0;
+  int64_t abandoned_uploads_seconds = 0;
+  int64_t abandoned_statistics_seconds = 0;
+  int sweep_interval_seconds = 60;
+  bool operator==(const RetentionConfig&) const = default;
 };
 
 // The server's configuration with the defaults of proto/quantd/config/v1/server_config.proto, where
@@ -97,6 +109,7 @@ struct ServerConfig {
   bool shared_memory = false;
   std::string log_level = "info";
   int drain_seconds = 20;
+  RetentionConfig retention;
   bool operator==(const ServerConfig&) const = default;
 };
 

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kMaxDimension = int64_t{1} << 20;
 constexpr int64_t kMaxMessageBytes = int64_t{4} << 20;
 constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMaxSeconds = int64_t{100} * 366 * 86'400;  // a hundred years
 constexpr size_t kMaxNameBytes = 63;
 constexpr size_t kSha256HexDigits = 64;
 constexpr double kLargestWeight = 1e6;
@@ -33,6 +34,7 @@ struct Range {
 absl::Status CheckRanges(const ServerConfig& config) {
   const LimitsConfig& limits = config.limits;
   const DurabilityConfig& durability = config.durability;
+  const RetentionConfig& retention = config.retention;
   const Range ranges[] = {
       {"limits.max_dimension", limits.max_dimension, 1, kMaxDimension},
       {"limits.max_weight_bytes", limits.max_weight_bytes, 1, kMaxInt64},
@@ -46,6 +48,13 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"limits.max_layer_bytes", limits.max_layer_bytes, 0, kMaxInt64},
       {"limits.max_statistics_per_tenant", limits.max_statistics_per_tenant, 1, 10'000'000},
       {"limits.moment_cache_bytes", limits.moment_cache_bytes, 0, kMaxInt64},
+      {"limits.max_stored_bytes", limits.max_stored_bytes, 0, kMaxInt64},
+      {"retention.ended_jobs_seconds", retention.ended_jobs_seconds, 0, kMaxSeconds},
+      {"retention.unused_statistics_seconds", retention.unused_statistics_seconds, 0, kMaxSeconds},
+      {"retention.abandoned_uploads_seconds", retention.abandoned_uploads_seconds, 0, kMaxSeconds},
+      {"retention.abandoned_statistics_seconds", retention.abandoned_statistics_seconds, 0,
+       kMaxSeconds},
+      {"retention.sweep_interval_seconds", retention.sweep_interval_seconds, 1, 86'400},
       {"durability.commit_bytes", durability.commit_bytes, 1, int64_t{1} << 40},
       {"durability.commit_interval_ms", durability.commit_interval_ms, 1, 3'600'000},
       {"cpu_threads", config.cpu_threads, 0, 4096},
@@ -144,6 +153,10 @@ absl::Status CheckTenant(const ServerConfig& config, const std::string& field,
   for (const CertificateConfig& certificate : tenant.certificates) {
     const std::string place = absl::StrCat(field, ".certificates");
     if (auto s = CheckCertificate(place, certificate, seen.certificates); !s.ok()) return s;
+  }
+  if (tenant.max_stored_bytes < 0) {
+    return Refuse(absl::StrCat(field, ".max_stored_bytes"), "expected at least 0, got ",
+                  tenant.max_stored_bytes);
   }
   if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
     return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",

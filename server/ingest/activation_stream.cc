@@ -11,6 +11,7 @@
 #include "compute/tensor/tensor.h"
 #include "server/errors/error.h"
 #include "server/ingest/statistics.h"
+#include "server/store/failpoint.h"
 
 namespace quantd::server {
 namespace {
@@ -260,16 +261,10 @@ void ActivationStream::StartCommit() {
   executor_.Post([self = shared_from_this(), record = std::move(record), first,
                   last = finish_done_ != nullptr, moment = std::move(*snapshot)]() mutable {
     const absl::Time started = absl::Now();
-    absl::StatusOr<BlobRef> blob = self->blobs_.Put(self->target_.tenant, moment.Serialize());
-    absl::Status status = blob.status();
-    if (status.ok()) {
-      record.snapshot = *blob;
-      status = self->jobs_.CommitStream(self->target_.tenant, self->target_.statistic, record);
-      if (CertainlyUnchanged(status)) self->blobs_.Delete(blob->name).IgnoreError();
-      if (status.ok() && last) {
-        self->cache_.Put(blob->name,
-                         std::make_shared<const compute::SecondMoment>(std::move(moment)));
-      }
+    const absl::Status status = self->Commit(moment, record);
+    if (status.ok() && last) {
+      self->cache_.Put(record.snapshot.name,
+                       std::make_shared<const compute::SecondMoment>(std::move(moment)));
     }
     self->strand_.Post([self, status, record = std::move(record), started, first] {
       if (status.ok() && self->listener_.committed) {
@@ -278,6 +273,19 @@ void ActivationStream::StartCommit() {
       self->FinishCommit(status, record, started);
     });
   });
+}
+
+absl::Status ActivationStream::Commit(const compute::SecondMoment& moment,
+                                      StatisticStreamRecord& record) {
+  if (absl::Status status = Failpoint("ingest.stream.snapshot"); !status.ok()) return status;
+  absl::StatusOr<BlobRef> blob = blobs_.Put(target_.tenant, moment.Serialize());
+  if (!blob.ok()) return blob.status();
+  record.snapshot = *blob;
+  absl::Status status = Failpoint("ingest.stream.commit");
+  if (status.ok()) status = jobs_.CommitStream(target_.tenant, target_.statistic, record);
+  if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
+  if (status.ok()) status = Failpoint("ingest.stream.acknowledge");
+  return status;
 }
 
 void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRecord& record,

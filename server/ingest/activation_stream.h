@@ -95,6 +95,8 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   void Accumulate(const ActivationChunk& chunk);
   void MaybeCommit();
   void StartCommit();
+  // Beside the strand: writes the partial sum and moves the durable sequence number with it.
+  absl::Status Commit(const compute::SecondMoment& moment, StatisticStreamRecord& record);
   void FinishCommit(absl::Status status, const StatisticStreamRecord& record, absl::Time started);
   void Fail(const absl::Status& status);
   void ReportProgress();

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "server/errors/error.h"
+#include "server/store/failpoint.h"
 
 namespace quantd::server {
 namespace {
@@ -159,6 +160,9 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::Open(const Declara
 }
 
 absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Declaration& d) {
+  // Room for the sum and for the next one, which is written before the last one goes.
+  const int64_t sum_bytes = d.spec.SumElements() * static_cast<int64_t>(sizeof(double));
+  if (absl::Status status = blobs_.CheckRoom(d.tenant, 2 * sum_bytes); !status.ok()) return status;
   absl::StatusOr<StatisticRecord> record = jobs_.GetStatistic(d.tenant, d.statistic);
   if (absl::IsNotFound(record.status())) {
     StatisticRecord created;
@@ -234,6 +238,7 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
   absl::StatusOr<StreamTotal> total = Total(*record);
   if (!total.ok()) return total.status();
   const compute::SecondMoment& moment = *total->moment;
+  if (absl::Status status = Failpoint("ingest.seal.commit"); !status.ok()) return status;
   if (absl::Status status =
           jobs_.SealStatistic(tenant, statistic, moment.tokens(), moment.DigestHex(), total->blob);
       !status.ok()) {
@@ -242,6 +247,7 @@ absl::StatusOr<StatisticRecord> Statistics::Seal(const std::string& tenant,
     }
     return status;
   }
+  if (absl::Status status = Failpoint("ingest.seal.drop"); !status.ok()) return status;
   for (const StatisticStreamRecord& stream : record->streams) {
     if (stream.snapshot.name == total->blob.name) continue;
     cache_.Erase(stream.snapshot.name);
@@ -336,6 +342,7 @@ absl::StatusOr<StatisticRecord> Statistics::Import(const std::string& tenant,
   absl::StatusOr<BlobRef> blob = blobs_.Put(tenant, moment.Serialize());
   if (!blob.ok()) return blob.status();
   record.moment = *blob;
+  if (absl::Status status = Failpoint("ingest.import.commit"); !status.ok()) return status;
   if (absl::Status status = jobs_.InsertStatistic(record, options_.max_statistics_per_tenant);
       !status.ok()) {
     if (CertainlyUnchanged(status)) blobs_.Delete(blob->name).IgnoreError();
@@ -351,6 +358,7 @@ absl::Status Statistics::Delete(const std::string& tenant, const std::string& st
   auto end = absl::MakeCleanup([&] { EndClosing(key); });
   absl::StatusOr<std::vector<std::string>> garbage = jobs_.DeleteStatistic(tenant, statistic);
   if (!garbage.ok()) return garbage.status();
+  if (absl::Status status = Failpoint("ingest.delete.blobs"); !status.ok()) return status;
   for (const std::string& name : *garbage) {
     cache_.Erase(name);
     blobs_.Delete(name).IgnoreError();

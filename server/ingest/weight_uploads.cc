@@ -10,6 +10,7 @@
 #include "compute/tensor/checksum.h"
 #include "compute/tensor/tensor.h"
 #include "server/errors/error.h"
+#include "server/store/failpoint.h"
 
 namespace quantd::server {
 namespace {
@@ -110,6 +111,7 @@ absl::StatusOr<UploadProgress> WeightUpload::Commit() {
   const int64_t have = writer_->size();
   if (have != committed_) {
     absl::Status status = writer_->Sync();
+    if (status.ok()) status = Failpoint("ingest.upload.commit");
     if (status.ok()) {
       status = uploads_.jobs_.SetUploadCommitted(key_.tenant, key_.job, key_.layer, have);
     }
@@ -133,6 +135,7 @@ absl::StatusOr<UploadProgress> WeightUpload::Finish(absl::string_view sha256) {
   const bool start_over = absl::IsDataLoss(blob.status());
   if (!blob.ok() && !start_over) return blob.status();
   done_ = true;
+  if (absl::Status status = Failpoint("ingest.upload.finish"); !status.ok()) return status;
   auto updated = uploads_.jobs_.UpdateJob(
       key_.tenant, key_.job, [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
         absl::StatusOr<LayerRecord*> layer = FindLayer(job, key_);
@@ -155,6 +158,7 @@ absl::StatusOr<UploadProgress> WeightUpload::Finish(absl::string_view sha256) {
                  absl::StrCat("finish.sha256: the uploaded bytes of ", NameOf(key_),
                               " have another SHA-256; the upload starts over"));
   }
+  if (absl::Status status = Failpoint("ingest.upload.complete"); !status.ok()) return status;
   uploads_.completed_(key_);
   return UploadProgress{size_, size_, true};
 }
@@ -221,6 +225,8 @@ absl::StatusOr<std::unique_ptr<WeightUpload>> WeightUploads::Open(
   if (!(*layer)->weight.name.empty()) {
     return FailedPrecondition("UPLOAD_COMPLETE", NameOf(key), "its weights are already complete");
   }
+  absl::Status room = blobs_.CheckRoom(key.tenant, SizeOf(**layer) - (*layer)->upload_committed);
+  if (!room.ok()) return room;
   absl::StatusOr<std::unique_ptr<BlobWriter>> writer = OpenStaging(key, **layer);
   if (!writer.ok()) return writer.status();
   std::move(release).Cancel();
@@ -234,6 +240,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> WeightUploads::OpenStaging(const Lay
   }
   absl::StatusOr<std::unique_ptr<BlobWriter>> writer = blobs_.NewBlob(key.tenant);
   if (!writer.ok()) return writer.status();
+  if (absl::Status status = Failpoint("ingest.upload.stage"); !status.ok()) return status;
   auto recorded = jobs_.UpdateJob(
       key.tenant, key.job, [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
         absl::StatusOr<LayerRecord*> found = FindLayer(job, key);
@@ -247,6 +254,28 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> WeightUploads::OpenStaging(const Lay
     return recorded.status();
   }
   return writer;
+}
+
+absl::StatusOr<int64_t> WeightUploads::Discard(const LayerKey& key) {
+  if (absl::Status status = Hold(key); !status.ok()) return status;
+  const absl::Cleanup release = [&] {
+    absl::MutexLock lock(&mutex_);
+    held_.erase(key);
+  };
+  std::string staging;
+  auto updated = jobs_.UpdateJob(key.tenant, key.job,
+                                 [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+                                   absl::StatusOr<LayerRecord*> layer = FindLayer(job, key);
+                                   if (!layer.ok()) return layer.status();
+                                   staging = std::exchange((*layer)->upload_staging, "");
+                                   if (!staging.empty()) (*layer)->upload_committed = 0;
+                                   return absl::OkStatus();
+                                 });
+  if (!updated.ok()) return updated.status();
+  if (staging.empty()) return 0;
+  const absl::StatusOr<BlobState> state = blobs_.Describe(staging);
+  if (absl::Status status = blobs_.Delete(staging); !status.ok()) return status;
+  return state.ok() ? state->size : 0;
 }
 
 absl::StatusOr<UploadProgress> WeightUploads::Status(const LayerKey& key) {

@@ -86,10 +86,13 @@ class WeightUploads {
 
   // ABORTED while another writer holds it; FAILED_PRECONDITION once complete or when the job has
   // ended; INVALID_ARGUMENT where the declaration differs from the job's; RESOURCE_EXHAUSTED at the
-  // tenant's limit of open uploads.
+  // tenant's limit of open uploads or of stored bytes.
   absl::StatusOr<std::unique_ptr<WeightUpload>> Open(const LayerKey& key,
                                                      const UploadDeclaration& declaration);
   absl::StatusOr<UploadProgress> Status(const LayerKey& key);
+  // Gives up what an unfinished upload has stored; a later one starts over. Returns its bytes.
+  // ABORTED while a writer holds it.
+  absl::StatusOr<int64_t> Discard(const LayerKey& key);
   // Refuses new uploads from now on: UNAVAILABLE.
   void Drain() { draining_ = true; }
 

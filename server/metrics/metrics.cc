@@ -185,6 +185,8 @@ struct Metrics::State final : public prometheus::Collectable {
           .With({});
   Gauge& disk_total =
       MakeGauge("quantd_disk_bytes", {}, "Size of the data directory's file system.").With({});
+  Labelled<Counter> collected =
+      MakeCounter("quantd_collected_total", {"kind"}, "What was deleted because of its age.");
 
   std::array<Gauge*, kTrafficNames.size()> open_streams{};
   std::array<Counter*, kTrafficNames.size()> bytes_in{};
@@ -262,6 +264,8 @@ void Metrics::SetDeviceMemory(absl::string_view device, int64_t used_bytes, int6
 void Metrics::SetStoredBytes(const std::map<std::string, int64_t>& bytes) {
   state_->stored_bytes.Set(bytes, state_->tenants);
 }
+
+void Metrics::Collected(absl::string_view kind) { state_->collected.With({kind}).Increment(); }
 
 void Metrics::SetServing(bool serving) { state_->serving.Set(serving ? 1 : 0); }
 

@@ -61,6 +61,8 @@ class Metrics {
   void SetDeviceMemory(absl::string_view device, int64_t used_bytes, int64_t total_bytes);
   // Of blobs and staging files, by tenant. Replaces all values.
   void SetStoredBytes(const std::map<std::string, int64_t>& bytes);
+  // Something that retention deleted: "job", "statistic" or "upload".
+  void Collected(absl::string_view kind);
   void SetServing(bool serving);  // false while draining
   void SetReady(bool ready);      // what /readyz says
   // Of the file system of the data directory; `free_bytes` as far as this process may use it.

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/store/records.h"
 
@@ -42,6 +43,13 @@ class BlobReader {
   virtual absl::Status Read(int64_t offset, absl::Span<std::byte> out) const = 0;
 };
 
+// A blob or staging file as it is now.
+struct BlobState {
+  bool committed = false;
+  int64_t size = 0;
+  absl::Time written;  // the last time
+};
+
 // Immutable byte strings, each verified against its SHA-256 when it is read. Names are made by the
 // store ("{tenant}/{random}"), never by callers. Thread-safe.
 class BlobStore {
@@ -58,11 +66,16 @@ class BlobStore {
   // Verifies size and digest first: DATA_LOSS names the blob.
   virtual absl::StatusOr<std::unique_ptr<BlobReader>> Open(const BlobRef& blob) = 0;
   virtual absl::StatusOr<std::string> ReadAll(const BlobRef& blob) = 0;
+  // NOT_FOUND if there is no such blob or staging file.
+  virtual absl::StatusOr<BlobState> Describe(absl::string_view name) = 0;
+  // RESOURCE_EXHAUSTED where the tenant may not store so many more bytes. What is written later is
+  // checked again: this is for refusing before anything is stored.
+  virtual absl::Status CheckRoom(absl::string_view tenant, int64_t bytes) = 0;
   // Removes a blob or staging file; OK if it is not there.
   virtual absl::Status Delete(absl::string_view name) = 0;
   // Every blob and staging file.
   virtual absl::StatusOr<std::vector<std::string>> List() = 0;
-  // Bytes of all blobs and staging files, by tenant.
+  // Bytes of all blobs and staging files, by tenant. Counted along: cheap.
   virtual absl::StatusOr<std::map<std::string, int64_t>> StoredBytes() = 0;
 };
 

@@ -105,10 +105,10 @@ class Posix final : public FileSystem {
     return ::unlink(path.c_str()) == 0 ? absl::OkStatus() : ErrorOf(errno, "remove", path);
   }
 
-  absl::StatusOr<int64_t> FileSize(const std::string& path) override {
+  absl::StatusOr<FileInfo> Describe(const std::string& path) override {
     struct stat info;
-    if (::stat(path.c_str(), &info) != 0) return ErrorOf(errno, "size of", path);
-    return info.st_size;
+    if (::stat(path.c_str(), &info) != 0) return ErrorOf(errno, "look at", path);
+    return FileInfo{.size = info.st_size, .modified = absl::TimeFromTimespec(info.st_mtim)};
   }
 
   absl::StatusOr<bool> CreateDirectory(const std::string& path) override {

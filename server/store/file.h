@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 
 namespace quantd::server {
@@ -26,6 +27,11 @@ class File {
   virtual absl::Status Sync() = 0;      // fsync
 };
 
+struct FileInfo {
+  int64_t size = 0;
+  absl::Time modified;
+};
+
 // The file operations that the blob store needs, and no more, so that tests can let each of them
 // fail. A full disk or quota is RESOURCE_EXHAUSTED, a missing file NOT_FOUND; the other codes are
 // absl::ErrnoToStatus's. Messages name the path. Thread-safe.
@@ -37,7 +43,7 @@ class FileSystem {
   virtual absl::StatusOr<std::unique_ptr<File>> OpenForReading(const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
   virtual absl::Status Remove(const std::string& path) = 0;
-  virtual absl::StatusOr<int64_t> FileSize(const std::string& path) = 0;
+  virtual absl::StatusOr<FileInfo> Describe(const std::string& path) = 0;
   // True if it was made, false if it was there.
   virtual absl::StatusOr<bool> CreateDirectory(const std::string& path) = 0;
   virtual absl::Status SyncDirectory(const std::string& path) = 0;

@@ -7,9 +7,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "server/store/records.h"
 
 namespace quantd::server {
+
+struct JobKey {
+  std::string tenant;
+  std::string job_id;
+};
 
 template <typename T>
 struct Page {
@@ -81,6 +87,12 @@ class JobStore {
   // As DeleteJob. FAILED_PRECONDITION while a job that has not ended uses it.
   virtual absl::StatusOr<std::vector<std::string>> DeleteStatistic(absl::string_view tenant,
                                                                    absl::string_view statistic) = 0;
+
+  // What retention looks through, oldest first, at most `limit`: ids of jobs that ended before
+  // then; statistics that were created before then and that no stored job refers to.
+  virtual absl::StatusOr<std::vector<JobKey>> JobsEndedBefore(absl::Time time, int limit) = 0;
+  virtual absl::StatusOr<std::vector<StatisticRecord>> UnusedStatistics(absl::Time created_before,
+                                                                        int limit) = 0;
 
   // Names of all blobs and staging files that any record refers to: the rest is garbage.
   virtual absl::StatusOr<std::vector<std::string>> ReferencedBlobs() = 0;

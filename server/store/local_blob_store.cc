@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -11,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "compute/tensor/checksum.h"
+#include "server/store/failpoint.h"
 
 namespace quantd::server {
 namespace {
@@ -37,6 +40,7 @@ bool IsRandomPart(absl::string_view random) {
 // Where a blob lives. Made from a checked name only, so that no name leads out of the directory.
 struct BlobPath {
   std::string name;
+  std::string tenant;
   std::string tenant_directory;
   std::string directory;
   std::string committed;
@@ -55,6 +59,7 @@ absl::StatusOr<BlobPath> PathOf(const std::string& root, absl::string_view name)
   }
   BlobPath path;
   path.name = std::string(name);
+  path.tenant = std::string(tenant);
   path.tenant_directory = absl::StrCat(root, "/", tenant);
   path.directory = absl::StrCat(path.tenant_directory, "/", random.substr(0, kFanOutDigits));
   path.committed = absl::StrCat(path.directory, "/", random);
@@ -82,12 +87,32 @@ absl::StatusOr<std::string> DigestOf(const File& file, int64_t size) {
   return compute::ToBytes(sha.Digest());
 }
 
+// Stored bytes by tenant, counted along. Thread-safe.
+class Ledger {
+ public:
+  void Add(absl::string_view tenant, int64_t bytes) {
+    std::lock_guard lock(mutex_);
+    const auto entry = bytes_.try_emplace(std::string(tenant)).first;
+    entry->second += bytes;
+    if (entry->second <= 0) bytes_.erase(entry);
+  }
+  std::map<std::string, int64_t> bytes() const {
+    std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::string, int64_t> bytes_;
+};
+
 class LocalBlobWriter final : public BlobWriter {
  public:
   // `directory_synced`: the file's entry in its directory is durable.
-  LocalBlobWriter(FileSystem& files, BlobPath path, std::unique_ptr<File> file, int64_t size,
-                  bool directory_synced)
+  LocalBlobWriter(FileSystem& files, Ledger& ledger, BlobPath path, std::unique_ptr<File> file,
+                  int64_t size, bool directory_synced)
       : files_(files),
+        ledger_(ledger),
         path_(std::move(path)),
         file_(std::move(file)),
         size_(size),
@@ -101,9 +126,12 @@ class LocalBlobWriter final : public BlobWriter {
 
  private:
   absl::Status Refuse(absl::Status why);
+  // After a write that failed: counts what it left, if that cannot be cut off.
+  absl::Status RefuseRest(const absl::Status& why);
   absl::Status Verify(absl::string_view expected_sha256, std::string& digest);
 
   FileSystem& files_;
+  Ledger& ledger_;
   const BlobPath path_;
   std::unique_ptr<File> file_;
   int64_t size_;
@@ -116,16 +144,23 @@ absl::Status LocalBlobWriter::Refuse(absl::Status why) {
   return refused_;
 }
 
+absl::Status LocalBlobWriter::RefuseRest(const absl::Status& why) {
+  if (const auto size = file_->Size(); size.ok()) ledger_.Add(path_.tenant, *size - size_);
+  return Refuse(why);
+}
+
 absl::Status LocalBlobWriter::Append(absl::Span<const std::byte> data) {
   if (!refused_.ok()) return refused_;
-  absl::Status written = file_->WriteAt(size_, data);
+  absl::Status written = AtFailpoint("blob.append", [&] { return file_->WriteAt(size_, data); });
   if (written.ok()) {
     size_ += static_cast<int64_t>(data.size());
+    ledger_.Add(path_.tenant, static_cast<int64_t>(data.size()));
     return absl::OkStatus();
   }
-  if (!absl::IsResourceExhausted(written)) return Refuse(written);
+  if (!absl::IsResourceExhausted(written)) return RefuseRest(written);
   // A part may be there: cut it off, so that the size on disk is what was acknowledged.
-  if (auto s = file_->Truncate(size_); !s.ok()) return Refuse(s);
+  absl::Status cut = AtFailpoint("blob.append.undo", [&] { return file_->Truncate(size_); });
+  if (!cut.ok()) return RefuseRest(cut);
   return Annotate(written, path_.name);
 }
 
@@ -133,11 +168,12 @@ absl::Status LocalBlobWriter::Sync() {
   if (!refused_.ok()) return refused_;
   // Whatever the code is: after a failed sync the kernel may have dropped the pages and would
   // report the next one as good. With delayed allocation a full disk shows here too.
-  if (auto s = file_->SyncData(); !s.ok()) return Refuse(absl::InternalError(s.message()));
+  absl::Status synced = AtFailpoint("blob.sync", [&] { return file_->SyncData(); });
+  if (!synced.ok()) return Refuse(absl::InternalError(synced.message()));
   if (!directory_synced_) {
-    if (auto s = files_.SyncDirectory(path_.directory); !s.ok()) {
-      return Refuse(absl::InternalError(s.message()));
-    }
+    synced =
+        AtFailpoint("blob.sync.directory", [&] { return files_.SyncDirectory(path_.directory); });
+    if (!synced.ok()) return Refuse(absl::InternalError(synced.message()));
     directory_synced_ = true;
   }
   return absl::OkStatus();
@@ -168,11 +204,14 @@ absl::StatusOr<BlobRef> LocalBlobWriter::Commit(absl::string_view expected_sha25
 
   BlobRef blob{.name = path_.name, .size = size_, .sha256 = ""};
   if (auto s = Verify(expected_sha256, blob.sha256); !s.ok()) return s;
-  if (auto s = file_->Sync(); !s.ok()) return Refuse(absl::InternalError(s.message()));
-  if (auto s = files_.Rename(path_.staging, path_.committed); !s.ok()) return Refuse(s);
-  if (auto s = files_.SyncDirectory(path_.directory); !s.ok()) {
-    return Refuse(absl::InternalError(s.message()));
-  }
+  absl::Status status = AtFailpoint("blob.commit.fsync", [&] { return file_->Sync(); });
+  if (!status.ok()) return Refuse(absl::InternalError(status.message()));
+  status = AtFailpoint("blob.commit.rename",
+                       [&] { return files_.Rename(path_.staging, path_.committed); });
+  if (!status.ok()) return Refuse(status);
+  status =
+      AtFailpoint("blob.commit.directory", [&] { return files_.SyncDirectory(path_.directory); });
+  if (!status.ok()) return Refuse(absl::InternalError(status.message()));
   file_.reset();
   return blob;
 }
@@ -190,6 +229,7 @@ class LocalBlobReader final : public BlobReader {
       return absl::OutOfRangeError(absl::StrCat("blob ", name_, " has ", size_,
                                                 " bytes; asked for ", length, " from ", offset));
     }
+    if (auto s = Failpoint("blob.read"); !s.ok()) return s;
     absl::Status read = file_->ReadAt(offset, out);
     // It was whole when it was opened, and nobody writes to it.
     return read.ok() ? read : DataLoss(name_, read.message());
@@ -211,9 +251,14 @@ class LocalBlobStore final : public BlobStore {
   absl::StatusOr<BlobRef> Put(absl::string_view tenant, absl::string_view bytes) override;
   absl::StatusOr<std::unique_ptr<BlobReader>> Open(const BlobRef& blob) override;
   absl::StatusOr<std::string> ReadAll(const BlobRef& blob) override;
+  absl::StatusOr<BlobState> Describe(absl::string_view name) override;
+  absl::Status CheckRoom(absl::string_view, int64_t) override { return absl::OkStatus(); }
   absl::Status Delete(absl::string_view name) override;
   absl::StatusOr<std::vector<std::string>> List() override;
-  absl::StatusOr<std::map<std::string, int64_t>> StoredBytes() override;
+  absl::StatusOr<std::map<std::string, int64_t>> StoredBytes() override { return ledger_.bytes(); }
+
+  // Counts what is there. Before anything else.
+  absl::Status CountStored();
 
  private:
   absl::Status MakeDirectory(const std::string& path, const std::string& parent);
@@ -227,12 +272,18 @@ class LocalBlobStore final : public BlobStore {
 
   const std::string root_;
   FileSystem& files_;
+  Ledger ledger_;
 };
 
 absl::Status LocalBlobStore::MakeDirectory(const std::string& path, const std::string& parent) {
-  auto made = files_.CreateDirectory(path);
-  if (!made.ok()) return made.status();
-  return *made ? files_.SyncDirectory(parent) : absl::OkStatus();
+  bool made = false;
+  absl::Status status = AtFailpoint("blob.mkdir", [&] {
+    auto created = files_.CreateDirectory(path);
+    made = created.ok() && *created;
+    return created.status();
+  });
+  if (!status.ok() || !made) return status;
+  return AtFailpoint("blob.mkdir.directory", [&] { return files_.SyncDirectory(parent); });
 }
 
 absl::Status LocalBlobStore::MakeDirectories(const BlobPath& path) {
@@ -249,9 +300,13 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::NewBlob(absl::string
   auto path = PathOf(root_, absl::StrCat(tenant, "/", absl::BytesToHexString(bytes)));
   if (!path.ok()) return path.status();
   if (auto s = MakeDirectories(*path); !s.ok()) return s;
-  auto file = files_.Create(path->staging);
-  if (!file.ok()) return Annotate(file.status(), path->name);
-  return std::make_unique<LocalBlobWriter>(files_, *std::move(path), *std::move(file), 0,
+  absl::StatusOr<std::unique_ptr<File>> file;
+  absl::Status created = AtFailpoint("blob.create", [&] {
+    file = files_.Create(path->staging);
+    return file.status();
+  });
+  if (!created.ok()) return Annotate(created, path->name);
+  return std::make_unique<LocalBlobWriter>(files_, ledger_, *std::move(path), *std::move(file), 0,
                                            /*directory_synced=*/false);
 }
 
@@ -260,7 +315,8 @@ absl::StatusOr<std::unique_ptr<File>> LocalBlobStore::OpenStaging(const BlobPath
   auto file = files_.OpenForWriting(path.staging);
   if (absl::IsNotFound(file.status())) {
     // A crash between the rename and the record that was to refer to the blob ...
-    absl::Status back = files_.Rename(path.committed, path.staging);
+    absl::Status back = AtFailpoint("blob.resume.rename",
+                                    [&] { return files_.Rename(path.committed, path.staging); });
     if (back.ok()) {
       file = files_.OpenForWriting(path.staging);
     } else if (absl::IsNotFound(back) && committed == 0) {
@@ -291,8 +347,12 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::ResumeBlob(absl::str
   if (*size < committed) {
     return DataLoss(name, absl::StrCat(committed, " bytes were durable, ", *size, " are there"));
   }
-  if (auto s = (*file)->Truncate(committed); !s.ok()) return Annotate(s, path->name);
-  return std::make_unique<LocalBlobWriter>(files_, *std::move(path), *std::move(file), committed,
+  absl::Status cut =
+      AtFailpoint("blob.resume.truncate", [&] { return (*file)->Truncate(committed); });
+  if (!cut.ok()) return Annotate(cut, path->name);
+  ledger_.Add(path->tenant, committed - *size);
+  return std::make_unique<LocalBlobWriter>(files_, ledger_, *std::move(path), *std::move(file),
+                                           committed,
                                            /*directory_synced=*/false);
 }
 
@@ -353,8 +413,12 @@ absl::Status LocalBlobStore::Delete(absl::string_view name) {
   auto path = PathOf(root_, name);
   if (!path.ok()) return path.status();
   for (const std::string& file : {path->staging, path->committed}) {
-    absl::Status removed = files_.Remove(file);
-    if (!removed.ok() && !absl::IsNotFound(removed)) return Annotate(removed, name);
+    const auto info = files_.Describe(file);
+    if (absl::IsNotFound(info.status())) continue;
+    absl::Status removed = AtFailpoint("blob.delete", [&] { return files_.Remove(file); });
+    if (absl::IsNotFound(removed)) continue;
+    if (!removed.ok()) return Annotate(removed, name);
+    if (info.ok()) ledger_.Add(path->tenant, -info->size);
   }
   return absl::OkStatus();
 }
@@ -393,18 +457,24 @@ absl::StatusOr<std::vector<std::string>> LocalBlobStore::List() {
   return names;
 }
 
-absl::StatusOr<std::map<std::string, int64_t>> LocalBlobStore::StoredBytes() {
-  std::map<std::string, int64_t> bytes;
-  absl::Status walked =
-      Walk([&](const std::string& tenant, const std::string& path, const std::string&) {
-        const auto size = files_.FileSize(path);
-        if (absl::IsNotFound(size.status())) return absl::OkStatus();  // deleted or renamed
-        if (!size.ok()) return size.status();
-        bytes[tenant] += *size;
-        return absl::OkStatus();
-      });
-  if (!walked.ok()) return walked;
-  return bytes;
+absl::StatusOr<BlobState> LocalBlobStore::Describe(absl::string_view name) {
+  auto path = PathOf(root_, name);
+  if (!path.ok()) return path.status();
+  // The staging file first: a rename between the two is not missed.
+  auto info = files_.Describe(path->staging);
+  const bool committed = absl::IsNotFound(info.status());
+  if (committed) info = files_.Describe(path->committed);
+  if (!info.ok()) return Annotate(info.status(), name);
+  return BlobState{.committed = committed, .size = info->size, .written = info->modified};
+}
+
+absl::Status LocalBlobStore::CountStored() {
+  return Walk([&](const std::string& tenant, const std::string& path, const std::string&) {
+    const auto info = files_.Describe(path);
+    if (!info.ok()) return info.status();
+    ledger_.Add(tenant, info->size);
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace
@@ -412,7 +482,16 @@ absl::StatusOr<std::map<std::string, int64_t>> LocalBlobStore::StoredBytes() {
 absl::StatusOr<std::unique_ptr<BlobStore>> OpenLocalBlobStore(const std::string& directory,
                                                               FileSystem& files) {
   if (auto made = files.CreateDirectory(directory); !made.ok()) return made.status();
-  return std::make_unique<LocalBlobStore>(directory, files);
+  auto store = std::make_unique<LocalBlobStore>(directory, files);
+  if (absl::Status counted = store->CountStored(); !counted.ok()) return counted;
+  return store;
+}
+
+absl::StatusOr<std::string> BlobFile(const std::string& directory, absl::string_view name,
+                                     bool staging) {
+  auto path = PathOf(directory, name);
+  if (!path.ok()) return path.status();
+  return staging ? path->staging : path->committed;
 }
 
 }  // namespace quantd::server

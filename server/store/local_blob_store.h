@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/store/blob_store.h"
 #include "server/store/file.h"
 
@@ -15,5 +16,10 @@ namespace quantd::server {
 // `files` must outlive the store.
 absl::StatusOr<std::unique_ptr<BlobStore>> OpenLocalBlobStore(
     const std::string& directory, FileSystem& files = PosixFileSystem());
+
+// The file of a blob in that directory, or its staging file. INVALID_ARGUMENT for a name that no
+// store made.
+absl::StatusOr<std::string> BlobFile(const std::string& directory, absl::string_view name,
+                                     bool staging);
 
 }  // namespace quantd::server

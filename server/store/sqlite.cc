@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/store/failpoint.h"
+#include "server/store/failpoint_vfs.h"
 
 namespace quantd::server::sqlite {
 namespace {
@@ -126,7 +128,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path
   const int code = sqlite3_open_v2(
       path.c_str(), &database->connection_,
       SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
-      nullptr);
+      FailpointVfs());
   if (code != SQLITE_OK) return database->ErrorOf(code, "open");
   sqlite3_busy_timeout(database->connection_, kBusyTimeoutMs);
   if (auto s = database->Execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
@@ -207,10 +209,12 @@ Transaction::~Transaction() {
   if (database_ != nullptr) database_->Execute("ROLLBACK").IgnoreError();
 }
 
-absl::Status Transaction::Commit() {
-  absl::Status status = database_->Execute("COMMIT");
-  if (status.ok()) database_ = nullptr;
-  return status;
+absl::Status Transaction::Commit(absl::string_view failpoint) {
+  return AtFailpoint(failpoint, [this] {
+    absl::Status status = database_->Execute("COMMIT");
+    if (status.ok()) database_ = nullptr;
+    return status;
+  });
 }
 
 }  // namespace quantd::server::sqlite

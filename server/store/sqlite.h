@@ -96,8 +96,8 @@ class Transaction {
   Transaction(const Transaction&) = delete;
   Transaction& operator=(const Transaction&) = delete;
   Transaction& operator=(Transaction&&) = delete;
-  // Durable when it returns OK.
-  absl::Status Commit();
+  // Durable when it returns OK. `failpoint`: its name (failpoint.h), a literal.
+  absl::Status Commit(absl::string_view failpoint);
 
  private:
   explicit Transaction(Database* database) : database_(database) {}

@@ -84,6 +84,9 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<std::vector<std::string>> DeleteStatistic(absl::string_view tenant,
                                                            absl::string_view statistic) override;
 
+  absl::StatusOr<std::vector<JobKey>> JobsEndedBefore(absl::Time time, int limit) override;
+  absl::StatusOr<std::vector<StatisticRecord>> UnusedStatistics(absl::Time created_before,
+                                                                int limit) override;
   absl::StatusOr<std::vector<std::string>> ReferencedBlobs() override;
 
  private:
@@ -265,7 +268,7 @@ absl::Status SqliteJobStore::InsertJob(const JobRecord& job, int max_jobs) {
   for (size_t i = 0; i < job.layers.size(); ++i) {
     if (auto s = InsertLayer(job, i); !s.ok()) return s;
   }
-  return transaction->Commit();
+  return transaction->Commit("commit.insert_job");
 }
 
 absl::StatusOr<JobRecord> SqliteJobStore::GetJob(absl::string_view tenant, absl::string_view job) {
@@ -427,7 +430,7 @@ absl::StatusOr<JobRecord> SqliteJobStore::UpdateJob(
   for (const ArtifactRecord& artifact : artifacts) {
     if (auto s = InsertArtifact(after, artifact); !s.ok()) return s;
   }
-  if (auto s = transaction->Commit(); !s.ok()) return s;
+  if (auto s = transaction->Commit("commit.update_job"); !s.ok()) return s;
   return after;
 }
 
@@ -447,7 +450,7 @@ absl::Status SqliteJobStore::SetUploadCommitted(absl::string_view tenant, absl::
     found = *row;
   }
   if (!found) return NoSuch(absl::StrCat(JobName(tenant, job), "/layers/", layer));
-  return transaction->Commit();
+  return transaction->Commit("commit.upload");
 }
 
 absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteJob(absl::string_view tenant,
@@ -469,7 +472,7 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteJob(absl::string_
   if (deleted->empty()) return NoSuch(JobName(tenant, job));
   names = Unreferenced(*std::move(names));
   if (!names.ok()) return names;
-  if (auto s = transaction->Commit(); !s.ok()) return s;
+  if (auto s = transaction->Commit("commit.delete_job"); !s.ok()) return s;
   return names;
 }
 
@@ -596,7 +599,7 @@ absl::Status SqliteJobStore::InsertStatistic(const StatisticRecord& statistic, i
   for (const StatisticStreamRecord& stream : statistic.streams) {
     if (auto s = WriteStream(statistic.tenant, statistic.statistic_id, stream); !s.ok()) return s;
   }
-  return transaction->Commit();
+  return transaction->Commit("commit.insert_statistic");
 }
 
 absl::StatusOr<StatisticRecord> SqliteJobStore::GetStatistic(absl::string_view tenant,
@@ -657,7 +660,7 @@ absl::Status SqliteJobStore::CommitStream(absl::string_view tenant, absl::string
                      " is durable, it cannot go back to ", stream.durable_seq));
   }
   if (auto s = WriteStream(tenant, statistic, stream); !s.ok()) return s;
-  return transaction->Commit();
+  return transaction->Commit("commit.stream");
 }
 
 absl::Status SqliteJobStore::SealStatistic(absl::string_view tenant, absl::string_view statistic,
@@ -688,7 +691,7 @@ absl::Status SqliteJobStore::SealStatistic(absl::string_view tenant, absl::strin
       " WHERE tenant = ? AND statistic_id = ? RETURNING stream_id",
       {tenant, statistic});
   if (!dropped.ok()) return dropped.status();
-  return transaction->Commit();
+  return transaction->Commit("commit.seal_statistic");
 }
 
 absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteStatistic(
@@ -726,8 +729,57 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::DeleteStatistic(
   }
   names = Unreferenced(*std::move(names));
   if (!names.ok()) return names;
-  if (auto s = transaction->Commit(); !s.ok()) return s;
+  if (auto s = transaction->Commit("commit.delete_statistic"); !s.ok()) return s;
   return names;
+}
+
+// ---- retention
+
+absl::StatusOr<std::vector<JobKey>> SqliteJobStore::JobsEndedBefore(absl::Time time, int limit) {
+  std::lock_guard lock(mutex_);
+  if (!database_->health().ok()) return database_->health();
+  auto query = database_->Prepare(
+      "SELECT tenant, job_id FROM jobs WHERE end_time_us < ? ORDER BY end_time_us LIMIT ?");
+  if (!query.ok()) return query.status();
+  query->Bind(absl::ToUnixMicros(time)).Bind(int64_t{limit});
+  std::vector<JobKey> jobs;
+  while (true) {
+    auto row = query->Step();
+    if (!row.ok()) return row.status();
+    if (!*row) return jobs;
+    jobs.push_back({.tenant = query->Text(0), .job_id = query->Text(1)});
+  }
+}
+
+absl::StatusOr<std::vector<StatisticRecord>> SqliteJobStore::UnusedStatistics(
+    absl::Time created_before, int limit) {
+  std::lock_guard lock(mutex_);
+  if (!database_->health().ok()) return database_->health();
+  auto query = database_->Prepare(
+      "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
+      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
+      " FROM statistics AS s WHERE create_time_us < ?"
+      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
+      "  AND statistic_id = s.statistic_id)"
+      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
+      "  AND second_moment_hat_id = s.statistic_id)"
+      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
+      "  AND cross_moment_id = s.statistic_id)"
+      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
+      "  AND residual_moment_id = s.statistic_id)"
+      " ORDER BY create_time_us LIMIT ?");
+  if (!query.ok()) return query.status();
+  query->Bind(absl::ToUnixMicros(created_before)).Bind(int64_t{limit});
+  std::vector<StatisticRecord> statistics;
+  while (true) {
+    auto row = query->Step();
+    if (!row.ok()) return row.status();
+    if (!*row) return statistics;
+    auto statistic = sqlite::ReadStatistic(*query);
+    if (!statistic.ok()) return statistic.status();
+    if (auto s = LoadStreams(*statistic); !s.ok()) return s;
+    statistics.push_back(*std::move(statistic));
+  }
 }
 
 absl::StatusOr<std::vector<std::string>> SqliteJobStore::ReferencedBlobs() {

@@ -157,7 +157,7 @@ absl::Status PrepareSchema(Database& database) {
     if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
     const std::string mark = absl::StrCat("PRAGMA application_id = ", kApplicationId);
     if (auto s = database.Execute(mark.c_str()); !s.ok()) return s;
-    return transaction->Commit();
+    return transaction->Commit("commit.schema");
   }
   if (*application != kApplicationId) {
     return absl::FailedPreconditionError(
@@ -166,7 +166,7 @@ absl::Status PrepareSchema(Database& database) {
   }
   if (*version == 1) {
     if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
-    return transaction->Commit();
+    return transaction->Commit("commit.schema");
   }
   if (*version != kVersion) {
     return absl::FailedPreconditionError(absl::StrCat("the database has schema version ", *version,

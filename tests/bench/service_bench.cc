@@ -32,6 +32,7 @@
 #include "quantd/v1/jobs.grpc.pb.h"
 #include "quantd/v1/results.grpc.pb.h"
 #include "quantd/v1/weights.grpc.pb.h"
+#include "tests/bench/ack_latency.h"
 #include "tests/bench/bare_server.h"
 #include "tests/bench/byte_stream.h"
 #include "tests/bench/service_process.h"
@@ -258,6 +259,44 @@ absl::Status BenchIngests(const Endpoints& endpoints, double seconds) {
         status = BenchIngest(endpoints, tokens, layout, region->get(), seconds);
       }
       if (!status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+// From the write of a chunk to its durable acknowledgement: where every chunk is flushed, and where
+// the server commits by its own rules (durability.commit_bytes and commit_interval_ms).
+absl::Status BenchAcks(const Endpoints& endpoints, double seconds) {
+  for (const int64_t cols : {768, 4096}) {
+    const TokenChunk tokens(kMiB / (2 * cols), cols);
+    for (const bool flushes : {true, false}) {
+      const std::string name =
+          absl::StrCat("ack_latency_bf16_", cols, "_full_", flushes ? "flushed" : "streaming");
+      AckStream plan;
+      plan.header.set_statistic(absl::StrCat(kParent, "/statistics/", name));
+      plan.header.set_stream_id("bench");
+      plan.header.set_dtype(v1::BF16);
+      plan.header.set_cols(cols);
+      plan.header.set_layout(v1::FULL);
+      plan.chunk.set_rows(tokens.rows);
+      plan.chunk.set_data(tokens.data);
+      plan.chunk.set_crc32c(tokens.crc32c);
+      plan.seconds = flushes ? seconds : 3 * seconds;  // some commits, a second apart
+      plan.flushes = flushes;
+      const auto latencies = MeasureAcks(endpoints.quantd, plan);
+      if (!latencies.ok()) return latencies.status();
+      const auto quantile = [&](double q) {
+        return (*latencies)[static_cast<size_t>(q * static_cast<double>(latencies->size() - 1))];
+      };
+      Print({{"name", name},
+             {"value", quantile(0.5)},
+             {"unit", "s"},
+             {"p99", quantile(0.99)},
+             {"max", latencies->back()},
+             {"chunks", latencies->size()},
+             {"chunk_bytes", tokens.data.size()}});
+      absl::Status deleted = DeleteStatistic(endpoints, plan.header.statistic());
+      if (!deleted.ok()) return deleted;
     }
   }
   return absl::OkStatus();
@@ -552,6 +591,7 @@ absl::Status RunAll(const std::filesystem::path& data_dir, double seconds) {
          {"grpc_experiments", experiments == nullptr ? "" : experiments}});
   absl::Status status = BenchRoundTrip(endpoints);
   if (status.ok()) status = BenchIngests(endpoints, seconds);
+  if (status.ok()) status = BenchAcks(endpoints, seconds);
   if (status.ok()) status = BenchUpload(endpoints);
   return status;
 }

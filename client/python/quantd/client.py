@@ -17,6 +17,7 @@ from quantd import dtypes, quantized_layer
 from quantd.activations import ActivationStream, make_header, rows_of
 from quantd.dtypes import DType
 from quantd.errors import (
+    AlreadyExists,
     Cancelled,
     DeadlineExceeded,
     Error,
@@ -189,7 +190,7 @@ class Client:
     def delete_job(self, job: str | Job) -> None:
         """Deletes a job with its weights and results; statistics stay."""
         request = jobs_pb2.DeleteJobRequest(name=self._job_name(job))
-        self._transport.call(self._jobs.DeleteJob, request)
+        self._transport.delete(self._jobs.DeleteJob, request)
 
     def watch(self, job: str | Job) -> Iterator[Job]:
         """The job now and after every change until it has ended; survives reconnects."""
@@ -533,9 +534,14 @@ class Client:
             statistic_id=statistic.rsplit("/", 1)[-1],
             sources=[self._statistic_name(source) for source in sources],
         )
-        return Statistic.from_proto(
-            self._transport.call(self._calibration.MergeStatistics, request)
-        )
+        try:
+            return Statistic.from_proto(
+                self._transport.call(self._calibration.MergeStatistics, request)
+            )
+        except AlreadyExists as error:
+            if not error.repeated:
+                raise
+            return self.get_statistic(statistic)
 
     def import_statistic(
         self, statistic: str, moment: Moment, *, progress: bool | None = None
@@ -557,7 +563,7 @@ class Client:
 
         """
         request = calibration_pb2.DeleteStatisticRequest(name=self._statistic_name(statistic))
-        self._transport.call(self._calibration.DeleteStatistic, request)
+        self._transport.delete(self._calibration.DeleteStatistic, request)
 
     # Results.
 

@@ -38,6 +38,7 @@ class Error(Exception):
     field_violations: fields that were wrong (INVALID_ARGUMENT), quotas (RESOURCE_EXHAUSTED) or
       preconditions (FAILED_PRECONDITION) that were not met.
     retry_after_s: how long the server asks to wait before a retry; None where it did not say.
+    repeated: the call had been made before, and its answer was lost: what it asks for may be done.
     """
 
     code: str = "UNKNOWN"
@@ -58,6 +59,7 @@ class Error(Exception):
         self.metadata = dict(metadata or {})
         self.field_violations = tuple(field_violations)
         self.retry_after_s = retry_after_s
+        self.repeated = False
         super().__init__(self._text())
 
     def _text(self) -> str:

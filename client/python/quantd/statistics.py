@@ -12,7 +12,13 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from quantd.errors import DataLoss, InvalidArgument, from_rpc_error
+from quantd.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    from_rpc_error,
+)
 from quantd.progress import ProgressBar
 from quantd.resources import (
     MomentLayout,
@@ -21,7 +27,7 @@ from quantd.resources import (
     kind_from_proto,
     kind_to_proto,
 )
-from quantd.transport import CHUNK_BYTES, Transport
+from quantd.transport import CHUNK_BYTES, Backoff, Transport, is_transient
 from quantd.v1 import calibration_pb2, calibration_pb2_grpc, recipe_pb2
 
 Normalization = Literal["sum", "mean"]
@@ -164,13 +170,26 @@ def import_moment(
     )
     data = matrix.tobytes() + sample.tobytes()
     stub = calibration_pb2_grpc.CalibrationStub(transport.channel)
+    backoff = Backoff(transport.retry_timeout_s)
+    repeated = False
     with ProgressBar(statistic.rsplit("/", 1)[-1], len(data), "B", show_progress) as bar:
-        try:
-            return Statistic.from_proto(
-                transport.start(stub.ImportStatistic, _import_requests(header, data, bar))
-            )
-        except grpc.RpcError as rpc_error:
-            raise from_rpc_error(rpc_error) from None
+        while True:
+            try:
+                return Statistic.from_proto(
+                    transport.start(stub.ImportStatistic, _import_requests(header, data, bar))
+                )
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+            if repeated and isinstance(error, AlreadyExists | FailedPrecondition):
+                # An earlier attempt went through and only its answer was lost.
+                request = calibration_pb2.GetStatisticRequest(name=statistic)
+                stored = Statistic.from_proto(transport.call(stub.GetStatistic, request))
+                if stored.sealed and (stored.cols, stored.tokens) == (moment.cols, moment.tokens):
+                    return stored
+            if not is_transient(error):
+                raise error
+            backoff.wait(error)
+            repeated = True
 
 
 def _import_requests(
@@ -183,7 +202,7 @@ def _import_requests(
             offset=offset, data=piece, crc32c=google_crc32c.value(piece)
         )
         yield calibration_pb2.ImportStatisticRequest(chunk=chunk)
-        bar.advance(len(piece))
+        bar.move_to(offset + len(piece))
     finish = calibration_pb2.StatisticFinish(sha256=hashlib.sha256(data).digest())
     yield calibration_pb2.ImportStatisticRequest(finish=finish)
 
@@ -195,24 +214,33 @@ def export_moment(transport: Transport, statistic: str, show_progress: bool | No
         DataLoss: what arrived does not match its checksums.
 
     """
+    backoff = Backoff(transport.retry_timeout_s)
+    with ProgressBar(statistic.rsplit("/", 1)[-1], None, "B", show_progress) as bar:
+        while True:  # there are no ranges of a statistic: a lost connection starts over
+            try:
+                return _export_once(transport, statistic, bar)
+            except grpc.RpcError as rpc_error:
+                error = from_rpc_error(rpc_error)
+                if not is_transient(error):
+                    raise error from None
+                backoff.wait(error)
+
+
+def _export_once(transport: Transport, statistic: str, bar: ProgressBar) -> Moment:
     stub = calibration_pb2_grpc.CalibrationStub(transport.channel)
     header: calibration_pb2.StatisticHeader | None = None
     finish: calibration_pb2.StatisticFinish | None = None
     data = bytearray()
-    with ProgressBar(statistic.rsplit("/", 1)[-1], None, "B", show_progress) as bar:
-        try:
-            for response in transport.start(
-                stub.ExportStatistic, calibration_pb2.ExportStatisticRequest(name=statistic)
-            ):
-                if response.HasField("header"):
-                    header = response.header
-                elif response.HasField("chunk"):
-                    _append(data, response.chunk, statistic)
-                    bar.advance(len(response.chunk.data))
-                elif response.HasField("finish"):
-                    finish = response.finish
-        except grpc.RpcError as rpc_error:
-            raise from_rpc_error(rpc_error) from None
+    for response in transport.start(
+        stub.ExportStatistic, calibration_pb2.ExportStatisticRequest(name=statistic)
+    ):
+        if response.HasField("header"):
+            header = response.header
+        elif response.HasField("chunk"):
+            _append(data, response.chunk, statistic)
+            bar.move_to(len(data))
+        elif response.HasField("finish"):
+            finish = response.finish
     if header is None or finish is None:
         raise DataLoss(f"{statistic}: the export ended early")
     if hashlib.sha256(data).digest() != finish.sha256:

@@ -11,12 +11,23 @@ from typing import Any, TypeVar
 
 import grpc
 
-from quantd.errors import Aborted, Error, ResourceExhausted, Unavailable, from_rpc_error
+from quantd.errors import (
+    Aborted,
+    Cancelled,
+    Error,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    from_rpc_error,
+)
 
 Response = TypeVar("Response")
 
 #: Bytes of payload in one message; messages stay below the 4 MiB that stock gRPC accepts.
 CHUNK_BYTES = 1 << 20
+
+#: What gRPC says when this side ended the call.
+_OWN_CANCELLATIONS = ("Channel closed", "Locally cancelled")
 
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 5.0
@@ -78,9 +89,14 @@ class Backoff:
 
 
 def is_transient(error: Error) -> bool:
-    """Whether the same call may succeed later: no connection, or the server asks for a retry."""
+    """Whether the same call may succeed later: no connection, or the server asks for a retry.
+
+    A server that shuts down ends its calls with CANCELLED, without details; so does this client.
+    """
     if isinstance(error, Unavailable):
         return True
+    if isinstance(error, Cancelled):
+        return not error.reason and not any(own in error.message for own in _OWN_CANCELLATIONS)
     return isinstance(error, ResourceExhausted) and error.retry_after_s is not None
 
 
@@ -133,15 +149,26 @@ class Transport:
         """A unary call, retried while the server is unavailable.
 
         Raises:
-            Error: what the server answered.
+            Error: what the server answered; `repeated` where it was asked before.
 
         """
         backoff = Backoff(self.retry_timeout_s)
+        repeated = False
         while True:
             try:
                 return method(request, metadata=self.metadata)
             except grpc.RpcError as rpc_error:
                 error = from_rpc_error(rpc_error)
+                error.repeated = repeated
                 if not is_transient(error):
                     raise error from None
                 backoff.wait(error)
+                repeated = True
+
+    def delete(self, method: Callable[..., Any], request: Any) -> None:
+        """A call that deletes. Gone is gone: repeated after a lost answer, it finds nothing."""
+        try:
+            self.call(method, request)
+        except NotFound as error:
+            if not error.repeated:
+                raise

@@ -12,12 +12,15 @@ from typing import Any, BinaryIO
 
 import google_crc32c
 import grpc
+import numpy as np
+from google.protobuf import empty_pb2
 
 from quantd.v1 import (
     calibration_pb2,
     calibration_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
+    recipe_pb2,
     results_pb2,
     results_pb2_grpc,
     server_pb2,
@@ -48,8 +51,14 @@ class FakeServer(
     drop_upload_after: list[int] = field(default_factory=list)
     # Downloads: lose the connection after so many messages of a call.
     drop_download_after: list[int] = field(default_factory=list)
-    # GetServerInfo: fail with UNAVAILABLE so often.
+    # GetServerInfo: fail so often, and how.
     unavailable: int = 0
+    unavailable_code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    # Deletions, merges and imports: take place, but their answer is lost, so often.
+    lost_answers: int = 0
+    # ExportStatistic: lose the connection after the header, so often.
+    lost_exports: int = 0
+    statistics: dict[str, calibration_pb2.Statistic] = field(default_factory=dict)
 
     artifact: bytes = b""
     jobs: list[jobs_pb2.Job] = field(default_factory=list)
@@ -81,7 +90,7 @@ class FakeServer(
         self.metadata = list(context.invocation_metadata())
         if self.unavailable > 0:
             self.unavailable -= 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+            context.abort(self.unavailable_code, "starting")
         return server_pb2.ServerInfo(version="test", tenant="lab")
 
     def CreateJob(
@@ -92,6 +101,65 @@ class FakeServer(
         return jobs_pb2.CreateJobResponse(
             job=request.job, estimate=jobs_pb2.JobEstimate(peak_bytes=7)
         )
+
+    def _lose_answer(self, context: Context) -> None:
+        if self.lost_answers > 0:
+            self.lost_answers -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+
+    def _store(
+        self, statistic: calibration_pb2.Statistic, context: Context
+    ) -> calibration_pb2.Statistic:
+        if statistic.name in self.statistics:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, statistic.name)
+        self.statistics[statistic.name] = statistic
+        self._lose_answer(context)
+        return statistic
+
+    def DeleteStatistic(self, request: Any, context: Context) -> empty_pb2.Empty:
+        if self.statistics.pop(request.name, None) is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, request.name)
+        self._lose_answer(context)
+        return empty_pb2.Empty()
+
+    def GetStatistic(self, request: Any, context: Context) -> calibration_pb2.Statistic:
+        return self.statistics[request.name]
+
+    def MergeStatistics(self, request: Any, context: Context) -> calibration_pb2.Statistic:
+        name = f"{request.parent}/statistics/{request.statistic_id}"
+        return self._store(calibration_pb2.Statistic(name=name, tokens=5), context)
+
+    def ImportStatistic(
+        self, requests: Iterator[calibration_pb2.ImportStatisticRequest], context: Context
+    ) -> calibration_pb2.Statistic:
+        header = next(requests).header
+        data = b"".join(request.chunk.data for request in requests)
+        assert len(data) == header.cols**2 * 8
+        return self._store(
+            calibration_pb2.Statistic(
+                name=header.statistic,
+                cols=header.cols,
+                tokens=header.tokens,
+                state=calibration_pb2.SEALED,
+            ),
+            context,
+        )
+
+    def ExportStatistic(
+        self, request: Any, context: Context
+    ) -> Iterator[calibration_pb2.ExportStatisticResponse]:
+        data = np.eye(2).tobytes()
+        header = calibration_pb2.StatisticHeader(
+            statistic=request.name, cols=2, dtype=recipe_pb2.F64, tokens=3
+        )
+        yield calibration_pb2.ExportStatisticResponse(header=header)
+        if self.lost_exports > 0:
+            self.lost_exports -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+        chunk = calibration_pb2.StatisticChunk(data=data, crc32c=google_crc32c.value(data))
+        yield calibration_pb2.ExportStatisticResponse(chunk=chunk)
+        finish = calibration_pb2.StatisticFinish(sha256=hashlib.sha256(data).digest())
+        yield calibration_pb2.ExportStatisticResponse(finish=finish)
 
     def WatchJob(self, request: Any, context: Context) -> Iterator[jobs_pb2.WatchJobResponse]:
         while self.jobs:

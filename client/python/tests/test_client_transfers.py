@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import grpc
 import numpy as np
 import pytest
 from google.rpc import code_pb2
@@ -267,11 +268,49 @@ def test_download_continues(fake: FakeServer) -> None:
         assert client.fetch_file("j", "l") == fake.artifact
 
 
-def test_unary_calls_are_repeated_while_unavailable(fake: FakeServer) -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_unary_calls_are_repeated_while_unavailable(
+    fake: FakeServer, code: grpc.StatusCode
+) -> None:
+    """A server that shuts down ends what runs with CANCELLED."""
     fake.unavailable = 2
+    fake.unavailable_code = code
     with connect(fake, token="secret") as client:
         assert client.get_server_info().version == "test"
     assert ("authorization", "Bearer secret") in fake.metadata
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_took_place_although_its_answer_was_lost(fake: FakeServer, lost: int) -> None:
+    with connect(fake) as client:
+        fake.lost_answers = lost
+        assert client.merge_statistics("m", ["a", "b"]).tokens == 5
+        fake.lost_answers = lost
+        assert client.import_statistic("i", quantd.Moment(np.eye(4), tokens=7)).tokens == 7
+        for statistic in ("m", "i"):
+            fake.lost_answers = lost
+            client.delete_statistic(statistic)
+    assert not fake.statistics
+    assert fake.lost_answers == 0
+
+
+def test_what_is_asked_once_and_is_there_already(fake: FakeServer) -> None:
+    with connect(fake) as client:
+        client.merge_statistics("m", ["a", "b"])
+        with pytest.raises(quantd.AlreadyExists):
+            client.merge_statistics("m", ["a", "b"])
+        with pytest.raises(quantd.AlreadyExists):
+            client.import_statistic("m", quantd.Moment(np.eye(4), tokens=7))
+        with pytest.raises(quantd.NotFound):
+            client.delete_statistic("none")
+
+
+def test_an_export_starts_over(fake: FakeServer) -> None:
+    fake.lost_exports = 2
+    with connect(fake) as client:
+        moment = client.export_statistic("s")
+    assert moment.tokens == 3
+    assert np.array_equal(moment.matrix, np.eye(2))
 
 
 def test_create_job_sends_everything(fake: FakeServer) -> None:

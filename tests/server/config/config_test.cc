@@ -57,6 +57,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     tenants { name: "acme" token_sha256: "ab" weight: 2.5 }
                                     tenants {
                                       name: "other"
+                                      max_stored_bytes: 36
                                       tokens { id: "ci" sha256: "cd" roles: READ roles: ADMIN }
                                       tokens { id: "x" sha256: "ef" }
                                       certificates { uri: "spiffe://a/b" roles: SUBMIT }
@@ -86,6 +87,14 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                       max_inline_bytes: 9
                                       max_layer_bytes: 10
                                       max_statistics_per_tenant: 11
+                                      max_stored_bytes: 30
+                                    }
+                                    retention {
+                                      ended_jobs_seconds: 31
+                                      unused_statistics_seconds: 32
+                                      abandoned_uploads_seconds: 33
+                                      abandoned_statistics_seconds: 34
+                                      sweep_interval_seconds: 35
                                     }
                                     durability { commit_bytes: 12 commit_interval_ms: 13 }
                                     cpu_threads: 14
@@ -128,6 +137,13 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_EQ(config->limits.max_inline_bytes, 9);
   EXPECT_EQ(config->limits.max_layer_bytes, 10);
   EXPECT_EQ(config->limits.max_statistics_per_tenant, 11);
+  EXPECT_EQ(config->limits.max_stored_bytes, 30);
+  EXPECT_EQ(config->tenants[1].max_stored_bytes, 36);
+  EXPECT_EQ(config->retention.ended_jobs_seconds, 31);
+  EXPECT_EQ(config->retention.unused_statistics_seconds, 32);
+  EXPECT_EQ(config->retention.abandoned_uploads_seconds, 33);
+  EXPECT_EQ(config->retention.abandoned_statistics_seconds, 34);
+  EXPECT_EQ(config->retention.sweep_interval_seconds, 35);
   EXPECT_EQ(config->durability.commit_bytes, 12);
   EXPECT_EQ(config->durability.commit_interval_ms, 13);
   EXPECT_EQ(config->cpu_threads, 14);
@@ -207,6 +223,10 @@ TEST(ValidateTest, EveryMistakeNamesItsField) {
       {"cpu_threads: ", [](auto& c) { c.cpu_threads = -1; }},
       {"cpu_slots: ", [](auto& c) { c.cpu_slots = 0; }},
       {"drain_seconds: ", [](auto& c) { c.drain_seconds = -1; }},
+      {"limits.max_stored_bytes: ", [](auto& c) { c.limits.max_stored_bytes = -1; }},
+      {"retention.ended_jobs_seconds: ", [](auto& c) { c.retention.ended_jobs_seconds = -1; }},
+      {"retention.sweep_interval_seconds: ",
+       [](auto& c) { c.retention.sweep_interval_seconds = 0; }},
       {"tenants[0].name: expected [a-z0-9-]{1,63}, got 'Acme'",
        [](auto& c) { c.tenants = {Tenant("Acme", kToken, 1)}; }},
       {"tenants[0].name: ", [](auto& c) { c.tenants = {Tenant(std::string(64, 'a'), kToken, 1)}; }},

@@ -36,14 +36,14 @@ struct Row {
   }
 };
 
-// Rows of the tables of docs/metrics.md that start with a name in backquotes.
+// Rows of the tables of docs/metrics.md that start with the name of a metric in backquotes.
 std::map<std::string, Row> DocumentedMetrics() {
   std::ifstream file(QUANTD_METRICS_DOCUMENT);
   EXPECT_TRUE(file.is_open()) << QUANTD_METRICS_DOCUMENT;
   std::map<std::string, Row> rows;
   std::string line;
   while (std::getline(file, line)) {
-    if (!absl::StartsWith(line, "| `")) continue;
+    if (!absl::StartsWith(line, "| `quantd_") && !absl::StartsWith(line, "| `process_")) continue;
     std::vector<std::string> cells = absl::StrSplit(line, '|');
     for (std::string& cell : cells) {
       cell = std::string(absl::StripAsciiWhitespace(cell));
@@ -74,6 +74,7 @@ void UseEverything(Metrics& metrics) {
   metrics.SetRunningLayers("cpu:0", 1);
   metrics.SetDeviceMemory("cpu:0", 100, 200);
   metrics.SetStoredBytes({{"acme", 12345}});
+  metrics.Collected("job");
   metrics.SetServing(true);
   metrics.SetReady(true);
   metrics.SetDisk(300, 1000);

@@ -43,9 +43,9 @@ class FaultyFileSystem final : public FileSystem {
     if (auto s = Do("remove"); !s.ok()) return s;
     return real_.Remove(path);
   }
-  absl::StatusOr<int64_t> FileSize(const std::string& path) override {
-    if (auto s = Do("file size"); !s.ok()) return s;
-    return real_.FileSize(path);
+  absl::StatusOr<FileInfo> Describe(const std::string& path) override {
+    if (auto s = Do("describe"); !s.ok()) return s;
+    return real_.Describe(path);
   }
   absl::StatusOr<bool> CreateDirectory(const std::string& path) override {
     if (auto s = Do("create directory"); !s.ok()) return s;
