@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -12,6 +13,9 @@
 
 namespace quantd::server {
 namespace {
+
+// Before a change that the store refused is tried again.
+constexpr absl::Duration kUntilSettled = absl::Milliseconds(500);
 
 const LayerGroup* FindGroup(const std::vector<LayerGroup>& groups, const std::string& key) {
   const auto found =
@@ -252,7 +256,10 @@ void JobEngine::RefreshLocked(const JobKey& key) {
   // Looked up before the update, whose callback must not call the store. Nothing that was ready
   // stops being so: statistics stay sealed and weights complete.
   const absl::StatusOr<std::set<std::string>> ready_groups = ReadyGroups(key);
-  if (!ready_groups.ok()) return;
+  if (!ready_groups.ok()) {
+    if (!absl::IsNotFound(ready_groups.status())) unsettled_.insert(key);
+    return;
+  }
   std::vector<WorkItem> ready;
   live->second.waiting_for.clear();
   auto updated = jobs_.UpdateJob(
@@ -276,8 +283,8 @@ void JobEngine::RefreshLocked(const JobKey& key) {
         DeriveJobState(job, absl::Now());
         return absl::OkStatus();
       });
-  // Nothing is lost if the store fails: the layers still wait and the next event or restart looks
-  // at them again.
+  // Nothing is lost if the store fails: the layers still wait and are looked at again.
+  if (!updated.ok() && !absl::IsNotFound(updated.status())) unsettled_.insert(key);
   if (!updated.ok() || ready.empty()) return;
   const absl::Time now = absl::Now();
   for (WorkItem& item : ready) {
@@ -288,6 +295,33 @@ void JobEngine::RefreshLocked(const JobKey& key) {
   NotifyLocked(key);
 }
 
+void JobEngine::SettleLocked() {
+  for (const JobKey& key : std::exchange(unsettled_, {})) {
+    const auto live = live_.find(key);
+    if (live == live_.end()) continue;
+    auto reset =
+        jobs_.UpdateJob(key.first, key.second, [&](JobRecord& job, std::vector<ArtifactRecord>&) {
+          for (const LayerGroup& group : GroupsOf(job)) {
+            if (live->second.queued.contains(group.key) ||
+                live->second.running.contains(group.key)) {
+              continue;
+            }
+            for (const size_t index : group.members) {
+              LayerState& state = job.layers[index].state;
+              if (!HasEnded(state)) state = LayerState::kWaiting;
+            }
+          }
+          DeriveJobState(job, absl::Now());
+          return absl::OkStatus();
+        });
+    if (reset.ok()) {
+      RefreshLocked(key);
+    } else if (!absl::IsNotFound(reset.status())) {
+      unsettled_.insert(key);
+    }
+  }
+}
+
 void JobEngine::RunSlot(int slot) {
   compute::Backend& backend = *slot_backends_[slot];
   for (;;) {
@@ -296,7 +330,10 @@ void JobEngine::RunSlot(int slot) {
     absl::Time queued_since = absl::Now();
     {
       absl::MutexLock lock(&mutex_);
-      while (!draining_ && !(item = scheduler_.Next(slot)).has_value()) wake_.Wait(&mutex_);
+      while (!draining_ && !(item = scheduler_.Next(slot)).has_value()) {
+        wake_.WaitWithTimeout(&mutex_, kUntilSettled);
+        SettleLocked();
+      }
       if (!item.has_value()) return;
       busy_[slot] = 1;
       if (const auto live = live_.find({item->tenant, item->job_id}); live != live_.end()) {
@@ -305,6 +342,7 @@ void JobEngine::RunSlot(int slot) {
       running = BeginLocked(*item);
     }
     double device_seconds = 0.0;
+    bool is_unsettled = false;
     if (running != nullptr) {
       events_.started(*item, absl::Now() - queued_since);
       absl::Status status;
@@ -315,7 +353,8 @@ void JobEngine::RunSlot(int slot) {
       }
       // A layer that is stopped by a drain stays as it is in the store and runs again.
       if (!status.ok() && !absl::IsCancelled(status)) {
-        CommitFailure(*item, status).IgnoreError();
+        const absl::Status told = CommitFailure(*item, status);
+        is_unsettled = !told.ok() && !absl::IsNotFound(told);
       }
       if (!status.ok()) events_.failed(*item, status);
       events_.used(*item, device_seconds);
@@ -324,6 +363,7 @@ void JobEngine::RunSlot(int slot) {
     busy_[slot] = 0;
     scheduler_.Finish(slot, device_seconds);
     FinishLocked(*item);
+    if (is_unsettled) unsettled_.insert({item->tenant, item->job_id});
     wake_.SignalAll();
   }
 }
@@ -349,7 +389,11 @@ std::shared_ptr<JobEngine::RunningGroup> JobEngine::BeginLocked(const WorkItem& 
                                    DeriveJobState(job, absl::Now());
                                    return absl::OkStatus();
                                  });
-  if (!updated.ok()) return nullptr;
+  if (!updated.ok()) {
+    const bool ended = absl::IsNotFound(updated.status()) || absl::IsCancelled(updated.status());
+    if (!ended) unsettled_.insert(key);
+    return nullptr;
+  }
   live->second.running[item.group] = running;
   NotifyLocked(key);
   return running;

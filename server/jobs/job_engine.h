@@ -109,6 +109,9 @@ class JobEngine {
   };
 
   void RefreshLocked(const JobKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Looks again at the jobs whose change the store refused (a full disk): layers that neither wait
+  // in the scheduler nor run here wait for their turn again.
+  void SettleLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckStatistics(const JobRecord& job) const;
   absl::StatusOr<bool> IsReady(const JobRecord& job, const LayerGroup& group) const;
   absl::StatusOr<std::set<std::string>> ReadyGroups(const JobKey& key) const;
@@ -144,6 +147,7 @@ class JobEngine {
   Scheduler scheduler_ ABSL_GUARDED_BY(mutex_);
   std::map<JobKey, LiveJob> live_ ABSL_GUARDED_BY(mutex_);
   std::vector<int> busy_ ABSL_GUARDED_BY(mutex_);
+  std::set<JobKey> unsettled_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 
   struct Subscription {
