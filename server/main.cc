@@ -49,6 +49,7 @@
 #include "server/store/local_blob_store.h"
 #include "server/store/quota_blob_store.h"
 #include "server/store/sqlite_job_store.h"
+#include "server/store/sync_failures.h"
 
 namespace quantd::server {
 namespace {
@@ -235,6 +236,7 @@ RetentionActions MakeRetentionActions(JobEngine& engine, Statistics& statistics,
 
 void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine& engine,
                    const std::vector<compute::Backend*>& backends, BlobStore& blobs) {
+  metrics.SetSyncFailures(SyncFailures());
   std::error_code unknown;
   if (const auto disk = std::filesystem::space(config.data_dir, unknown); !unknown) {
     metrics.SetDisk(static_cast<int64_t>(disk.available), static_cast<int64_t>(disk.capacity));

@@ -156,6 +156,11 @@ GROUPS: dict[str, list[Panel]] = {
         panel("Room on the disk", "bytes", "Of the data directory's file system.",
               (f"quantd_disk_free_bytes{{{I}}}", "{{instance}} free"),
               (f"quantd_disk_bytes{{{I}}}", "{{instance}} in all")),
+        panel("Deleted by age", "short", "Jobs, statistics and uploads a second.",
+              (rate("quantd_collected_total", "kind"), "{{kind}}")),
+        panel("Syncs that failed", "short", "After one of the database, nothing is accepted.",
+              (f"sum by (instance) (increase(quantd_sync_failures_total{{{I}}}"
+               "[$__rate_interval]))", "{{instance}}")),
         panel("Commits", "short", "Syncs of received bytes a second.",
               (rate("quantd_commit_duration_seconds_count", "kind"), "{{kind}}")),
     ],

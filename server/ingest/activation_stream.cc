@@ -268,7 +268,9 @@ void ActivationStream::StartCommit() {
     }
     self->strand_.Post([self, status, record = std::move(record), started, first] {
       if (status.ok() && self->listener_.committed) {
-        self->listener_.committed(record.tokens - self->durable_.tokens, absl::Now() - first);
+        const absl::Time now = absl::Now();
+        self->listener_.committed(record.tokens - self->durable_.tokens, now - first,
+                                  now - started);
       }
       self->FinishCommit(status, record, started);
     });

@@ -51,7 +51,8 @@ struct ActivationListener {
   std::function<void(const ActivationAck&)> progressed;
   std::function<void(const absl::Status&)> failed;  // at most once; the stream takes no more
   std::function<void()> drained;                    // queued bytes fell below the credit
-  std::function<void(int64_t tokens, absl::Duration latency)> committed;
+  // `latency`: since the first of the tokens came; `took`: the commit alone.
+  std::function<void(int64_t tokens, absl::Duration latency, absl::Duration took)> committed;
 };
 
 // One writer's stream of activations into one statistic: checks chunks, accumulates them in order

@@ -179,6 +179,10 @@ struct Metrics::State final : public prometheus::Collectable {
       MakeGauge("quantd_device_memory_bytes", {"device"}, "Device memory that there is.");
   TenantGauge stored_bytes{
       MakeGauge("quantd_stored_bytes", {"tenant"}, "Bytes of stored blobs and staging files.")};
+  Counter& sync_failures =
+      MakeCounter("quantd_sync_failures_total", {},
+                  "Syncs of files, directories and the database to disk that have failed.")
+          .With({});
   Gauge& disk_free =
       MakeGauge("quantd_disk_free_bytes", {},
                 "Room that the server may still use on the data directory's file system.")
@@ -266,6 +270,13 @@ void Metrics::SetStoredBytes(const std::map<std::string, int64_t>& bytes) {
 }
 
 void Metrics::Collected(absl::string_view kind) { state_->collected.With({kind}).Increment(); }
+
+void Metrics::SetSyncFailures(int64_t failures) {
+  Counter& counter = state_->sync_failures;
+  std::lock_guard lock(state_->refresh_mutex);
+  const double more = static_cast<double>(failures) - counter.Value();
+  if (more > 0) counter.Increment(more);
+}
 
 void Metrics::SetServing(bool serving) { state_->serving.Set(serving ? 1 : 0); }
 

@@ -63,6 +63,8 @@ class Metrics {
   void SetStoredBytes(const std::map<std::string, int64_t>& bytes);
   // Something that retention deleted: "job", "statistic" or "upload".
   void Collected(absl::string_view kind);
+  // Since the start: never falls.
+  void SetSyncFailures(int64_t failures);
   void SetServing(bool serving);  // false while draining
   void SetReady(bool ready);      // what /readyz says
   // Of the file system of the data directory; `free_bytes` as far as this process may use it.

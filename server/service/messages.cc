@@ -500,8 +500,8 @@ absl::StatusOr<v1::ErrorReport> ErrorReportFromJson(const std::string& text) {
   set("sqnr_db_weight_only", &v1::ErrorReport::set_sqnr_db_weight_only);
   set("sqnr_db_weight_and_activation", &v1::ErrorReport::set_sqnr_db_weight_and_activation);
   set("bits_per_weight", &v1::ErrorReport::set_bits_per_weight);
-  if (const auto tokens = number("tokens"); tokens.has_value()) {
-    report.set_tokens(static_cast<int64_t>(*tokens));
+  if (const auto tokens = json.find("tokens"); tokens != json.end()) {
+    if (tokens->is_number_integer()) report.set_tokens(tokens->get<int64_t>());
   }
   if (const auto outcome = json.find("outcome"); outcome != json.end() && outcome->is_string()) {
     report.set_outcome(outcome->get<std::string>());

@@ -118,10 +118,12 @@ class StreamActivationsReactor final
             },
         .drained = [with_self] { with_self([](auto& self) { self.ResumeReading(); }); },
         .committed =
-            [with_self, tenant = declaration_->tenant](int64_t tokens, absl::Duration latency) {
+            [with_self, tenant = declaration_->tenant](int64_t tokens, absl::Duration latency,
+                                                       absl::Duration took) {
               with_self([&](auto& self) {
                 self.metrics().TokensAccumulated(tenant, tokens);
                 self.metrics().ChunkDurable(absl::ToDoubleSeconds(latency));
+                self.metrics().CommitFinished(Traffic::kActivations, absl::ToDoubleSeconds(took));
               });
             },
     });

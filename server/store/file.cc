@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/store/sync_failures.h"
 
 namespace quantd::server {
 namespace {
@@ -70,14 +71,20 @@ class PosixFile final : public File {
   }
 
   absl::Status SyncData() override {
-    return ::fdatasync(fd_) == 0 ? absl::OkStatus() : ErrorOf(errno, "fdatasync", path_);
+    return ::fdatasync(fd_) == 0 ? absl::OkStatus() : SyncFailed("fdatasync");
   }
 
   absl::Status Sync() override {
-    return ::fsync(fd_) == 0 ? absl::OkStatus() : ErrorOf(errno, "fsync", path_);
+    return ::fsync(fd_) == 0 ? absl::OkStatus() : SyncFailed("fsync");
   }
 
  private:
+  absl::Status SyncFailed(const char* doing) const {
+    const int error = errno;
+    CountSyncFailure();
+    return ErrorOf(error, doing, path_);
+  }
+
   const std::string path_;
   const int fd_;
 };

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/store/failpoint.h"
 #include "server/store/failpoint_vfs.h"
+#include "server/store/sync_failures.h"
 
 namespace quantd::server::sqlite {
 namespace {
@@ -172,6 +173,7 @@ absl::Status Database::ErrorOf(int code, absl::string_view doing) {
                       absl::StrCat("database ", path_, ": ", message, " (", sqlite3_errstr(code),
                                    ", code ", code, ") in: ", doing.substr(0, 200)));
   if (IsSyncFailure(code) && health_.ok()) {
+    CountSyncFailure();
     health_ = absl::InternalError(absl::StrCat(
         "database ", path_, ": a sync to disk has failed, nothing is accepted until a restart: ",
         sqlite3_errstr(code)));

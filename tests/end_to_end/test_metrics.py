@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 from quantd.v1 import jobs_pb2, recipe_pb2
+from reliability.supervisor import failpoint_names
 
 from .conftest import REPOSITORY
 from .prometheus_text import Scrape, parse
@@ -141,6 +142,7 @@ def test_tokens_layers_and_bytes_move_with_work(server: Server) -> None:
     assert moved("quantd_rpcs_total", method="quantd.v1.Jobs/CreateJob", code="OK") == 1
     assert moved("quantd_rpcs_total", method="quantd.v1.Weights/UploadWeights", code="OK") == 3
     assert moved("quantd_commit_duration_seconds_count", kind="weights") == 3
+    assert moved("quantd_commit_duration_seconds_count", kind="activations") >= 1
     assert moved("quantd_chunk_durable_seconds_count") >= 1
     delete_job(server.api, job.name)
 
@@ -259,6 +261,30 @@ def test_probes(server: Server) -> None:
     assert server.probe("/healthz") == (200, "alive\n")
     assert server.probe("/readyz") == (200, "ready\n")
     assert _scrape(server).value("quantd_ready") == 1
+
+
+@pytest.mark.skipif(not failpoint_names(), reason="built without QUANTD_FAILPOINTS")
+def test_a_store_that_cannot_sync(start_server: Callable[..., Server]) -> None:
+    """The server is alive, but not ready, and counts why; what keeps nothing goes on."""
+    server = start_server()
+    server.terminate()
+    assert server.wait() == 0
+    server.environment["QUANTD_FAILPOINTS"] = "sqlite.wal.sync=eio"
+    server.restart()
+    assert server.probe("/readyz") == (200, "ready\n")
+
+    with pytest.raises(grpc.RpcError):
+        create_job(server.api, [layer("w", 16, COLS)])
+    assert server.probe("/readyz") == (503, "not ready: the store fails\n")
+    assert server.probe("/healthz") == (200, "alive\n")
+    assert [server.api.health(f"quantd.v1.{name}") for name in ("Jobs", "Quantize")] == [
+        "NOT_SERVING",
+        "SERVING",
+    ]
+    scrape = _scrape(server)
+    assert scrape.value("quantd_ready") == 0
+    assert scrape.value("quantd_serving") == 1
+    assert scrape.value("quantd_sync_failures_total") >= 1
 
 
 def test_the_disk_is_measured(server: Server) -> None:

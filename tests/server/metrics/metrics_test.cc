@@ -75,6 +75,7 @@ void UseEverything(Metrics& metrics) {
   metrics.SetDeviceMemory("cpu:0", 100, 200);
   metrics.SetStoredBytes({{"acme", 12345}});
   metrics.Collected("job");
+  metrics.SetSyncFailures(2);
   metrics.SetServing(true);
   metrics.SetReady(true);
   metrics.SetDisk(300, 1000);
@@ -161,6 +162,7 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_stored_bytes{tenant="acme"})", 12345},
       {R"(quantd_serving)", 1},
       {R"(quantd_ready)", 1},
+      {R"(quantd_sync_failures_total)", 2},
       {R"(quantd_disk_free_bytes)", 300},
       {R"(quantd_disk_bytes)", 1000},
   };

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
 #include "server/store/sqlite_job_store.h"
+#include "server/store/sync_failures.h"
 #include "tests/server/store/faulty_vfs.h"
 #include "tests/server/temp_directory.h"
 
@@ -79,7 +80,9 @@ TEST_F(ReadinessTest, EveryServiceServesAfterTheStart) {
 TEST_F(ReadinessTest, AFailingStoreStopsTheServicesThatKeepSomething) {
   Readiness readiness(*store_, metrics_);
   readiness.Start(health_);
+  const int64_t before = SyncFailures();
   BreakStore();
+  EXPECT_EQ(SyncFailures(), before + 1);
   EXPECT_EQ(readiness.Check().message(), "the store fails");
   EXPECT_TRUE(Shows("quantd_ready 0") && Shows("quantd_serving 1"));
   const std::map<std::string, bool> expected = {
