@@ -90,7 +90,7 @@ absl::Status IdleStatus(const IdleStreams& idle) {
       "STREAM_IDLE",
       absl::StrCat("the client has sent nothing for ", absl::FormatDuration(idle.timeout()),
                    " (limits.idle_stream_seconds); what was acknowledged is kept"),
-      absl::ZeroDuration());
+      absl::Milliseconds(100));
 }
 
 void Call::Audit(const absl::Status& status) const {
