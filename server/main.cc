@@ -297,6 +297,13 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // A client that pings more often than that loses its connection.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 3);
+  // Of a call's headers, which hold a token at most; the connection of who never says what it wants
+  // ends, and so does one that carries no call.
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8192);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 15 * 60'000);
 }
 
 // Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it.
@@ -336,6 +343,16 @@ void WaitForStopSignal(const std::function<void()>& reload) {
   }
 }
 
+// Of the tenants, what the parts that use it were given at the start.
+std::map<std::string, std::pair<double, int64_t>> FixedAtStart(const ServerConfig& config) {
+  std::map<std::string, std::pair<double, int64_t>> fixed;
+  for (const TenantConfig& tenant : config.tenants) {
+    if (tenant.weight == 1.0 && tenant.max_stored_bytes == 0) continue;
+    fixed[tenant.name] = {tenant.weight, tenant.max_stored_bytes};
+  }
+  return fixed;
+}
+
 // Takes up what of the configuration can change while the server runs. A mistake changes nothing.
 void Reload(const Flags& flags, const ServerConfig& running, Access& access, AuditLog& audit) {
   absl::StatusOr<ServerConfig> next = Configure(flags);
@@ -347,13 +364,14 @@ void Reload(const Flags& flags, const ServerConfig& running, Access& access, Aud
     return;
   }
   const auto tenants = static_cast<int64_t>(next->tenants.size());
+  const bool same_shares = FixedAtStart(*next) == FixedAtStart(running);
   ServerConfig rest = *std::move(next);
   rest.tenants = running.tenants;
   rest.jwt = running.jwt;
   rest.tls_certificate_file = running.tls_certificate_file;
   rest.tls_private_key_file = running.tls_private_key_file;
   rest.tls_client_ca_file = running.tls_client_ca_file;
-  const bool restart_needed = !(rest == running);
+  const bool restart_needed = !same_shares || !(rest == running);
   Log(restart_needed ? LogLevel::kWarning : LogLevel::kInfo, "reloaded",
       {{"tenants", tenants}, {"restart_needed", restart_needed}});
 }
@@ -383,6 +401,12 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   LogDevices(config, backends);
 
   const std::unique_ptr<Metrics> metrics = MakeMetrics(config, backends);
+  // Before the executor: what runs there last still gives its bytes back.
+  const int64_t inflight_bytes = config.limits.max_inflight_bytes > 0
+                                     ? config.limits.max_inflight_bytes
+                                     : PhysicalMemory() / 8;
+  ByteBudget inflight(inflight_bytes);
+  ByteBudget imports(inflight_bytes);
   Executor executor(static_cast<int>(std::max(4u, 2 * std::thread::hardware_concurrency())));
   std::unique_ptr<JobEngine> engine;  // set before anything calls it
   Statistics statistics(**jobs, *blobs, backends, executor, MakeStatisticsOptions(config),
@@ -406,7 +430,15 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
     RefreshGauges(m, config, *engine, backends, *blobs);
   });
 
-  const CallEnvironment environment{(*access)->authenticator(), *metrics, executor, **audit};
+  IdleStreams idle(absl::Seconds(config.limits.idle_stream_seconds));
+  const CallEnvironment environment{.authenticator = (*access)->authenticator(),
+                                    .metrics = *metrics,
+                                    .executor = executor,
+                                    .audit = **audit,
+                                    .calls = (*access)->calls(),
+                                    .idle = idle,
+                                    .inflight = inflight,
+                                    .imports = imports};
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(NewJobsService(environment, *engine, **jobs, *blobs));
   services.push_back(NewWeightsService(environment, uploads));
@@ -416,8 +448,14 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   services.push_back(NewResultsService(environment, **jobs, *blobs));
   services.push_back(
       NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
-  services.push_back(
-      NewServerService(environment, QUANTD_VERSION, backends, config.limits, *engine));
+  services.push_back(NewServerService(environment, QUANTD_VERSION, backends, config.limits, *engine,
+                                      {.access = **access,
+                                       .limits = config.limits,
+                                       .jobs = **jobs,
+                                       .blobs = *blobs,
+                                       .statistics = statistics,
+                                       .uploads = uploads,
+                                       .engine = *engine}));
 
   absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics_endpoint = MetricsEndpoint::Serve(
       *metrics, [&readiness] { return readiness.Check(); }, config.metrics_listen);

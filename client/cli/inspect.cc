@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -43,6 +44,31 @@ json ToJson(const client::Job& job) {
                                 {"error", std::string(layer.error.message())}});
   }
   return object;
+}
+
+json ToJson(const client::Tenant& tenant) {
+  const auto& [quotas, usage] = std::tie(tenant.quotas, tenant.usage);
+  return {{"tenant", LastSegment(tenant.name)},
+          {"name", tenant.name},
+          {"configured", tenant.configured},
+          {"quotas",
+           {{"weight", quotas.weight},
+            {"max_jobs", quotas.max_jobs},
+            {"max_statistics", quotas.max_statistics},
+            {"max_streams", quotas.max_streams},
+            {"max_calls", quotas.max_calls},
+            {"max_messages_per_second", quotas.max_messages_per_second},
+            {"max_stored_bytes", quotas.max_stored_bytes}}},
+          {"usage",
+           {{"jobs", usage.jobs},
+            {"statistics", usage.statistics},
+            {"streams", usage.streams},
+            {"uploads", usage.uploads},
+            {"calls", usage.calls},
+            {"stored_bytes", usage.stored_bytes},
+            {"running_layers", usage.running_layers},
+            {"waiting_layers", usage.waiting_layers},
+            {"device_seconds", usage.device_seconds}}}};
 }
 
 json ToJson(const client::Statistic& statistic) {
@@ -164,6 +190,32 @@ absl::Status ShowStatistics(client::Client& client, const Output& output) {
          HumanBytes(each.size_bytes), LocalTime(each.create_time)});
   }
   if (!output.json) Print(rows.size() == 1 ? "no statistics\n" : FormatTable(rows, {4, 5, 6, 7}));
+  return absl::OkStatus();
+}
+
+absl::Status ShowTenants(client::Client& client, const Output& output) {
+  const absl::StatusOr<std::vector<client::Tenant>> tenants = client.ListTenants();
+  if (!tenants.ok()) return tenants.status();
+  const auto of = [](int64_t used, int64_t most) {
+    return most == 0 ? absl::StrCat(used) : absl::StrCat(used, " of ", most);
+  };
+  std::vector<std::vector<std::string>> rows = {{"TENANT", "WEIGHT", "JOBS", "STATISTICS",
+                                                 "STREAMS", "CALLS", "STORED", "RUNNING", "WAITING",
+                                                 "DEVICE S"}};
+  for (const client::Tenant& each : *tenants) {
+    if (output.json) PrintLine(ToJson(each));
+    const auto& [quotas, usage] = std::tie(each.quotas, each.usage);
+    rows.push_back(
+        {LastSegment(each.name), each.configured ? absl::StrCat(quotas.weight) : "removed",
+         of(usage.jobs, quotas.max_jobs), of(usage.statistics, quotas.max_statistics),
+         of(usage.streams, quotas.max_streams), of(usage.calls, quotas.max_calls),
+         quotas.max_stored_bytes == 0 ? HumanBytes(usage.stored_bytes)
+                                      : absl::StrCat(HumanBytes(usage.stored_bytes), " of ",
+                                                     HumanBytes(quotas.max_stored_bytes)),
+         absl::StrCat(usage.running_layers), absl::StrCat(usage.waiting_layers),
+         absl::StrCat(usage.device_seconds)});
+  }
+  if (!output.json) Print(FormatTable(rows, {2, 3, 4, 5, 6, 7, 8, 9}));
   return absl::OkStatus();
 }
 

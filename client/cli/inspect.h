@@ -12,6 +12,8 @@ namespace quantd::cli {
 absl::Status ShowInfo(client::Client& client, const Output& output);
 absl::Status ShowJobs(client::Client& client, const Output& output);
 absl::Status ShowStatistics(client::Client& client, const Output& output);
+// Every tenant's quotas and usage; needs the role admin.
+absl::Status ShowTenants(client::Client& client, const Output& output);
 // Until the job has ended; its failure is this command's.
 absl::Status WatchJob(client::Client& client, const std::string& job, const Output& output);
 absl::Status CancelJob(client::Client& client, const std::string& job, const Output& output);

@@ -476,6 +476,8 @@ void AddInspection(CLI::App* app, Arguments* arguments, Command* chosen) {
       [=](client::Client& client) { return ShowJobs(client, arguments->output); });
   add("statistics", "List the calibration statistics",
       [=](client::Client& client) { return ShowStatistics(client, arguments->output); });
+  add("tenants", "List every tenant's quotas and usage (needs the role admin)",
+      [=](client::Client& client) { return ShowTenants(client, arguments->output); });
   with_job(add("watch", "Follow a job until it has ended", [=](client::Client& client) {
     return WatchJob(client, arguments->job, arguments->output);
   }));

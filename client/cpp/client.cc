@@ -96,6 +96,17 @@ absl::StatusOr<ServerInfo> Client::GetServerInfo() {
   return FromWire(info);
 }
 
+absl::StatusOr<std::vector<Tenant>> Client::ListTenants() {
+  v1::ListTenantsResponse response;
+  absl::Status status =
+      CallUnary(*connection_, *connection_->server_stub, &v1::Server::Stub::ListTenants,
+                v1::ListTenantsRequest(), &response);
+  if (!status.ok()) return status;
+  std::vector<Tenant> tenants;
+  for (const v1::Tenant& tenant : response.tenants()) tenants.push_back(FromWire(tenant));
+  return tenants;
+}
+
 absl::StatusOr<CreatedJob> Client::CreateJob(const JobSpec& spec, bool validate_only) {
   v1::CreateJobRequest request;
   request.set_parent(Parent(server()));

@@ -144,6 +144,8 @@ class Client {
   // What the server said when the connection was made, and now.
   const ServerInfo& server() const;
   absl::StatusOr<ServerInfo> GetServerInfo();
+  // Needs the role admin.
+  absl::StatusOr<std::vector<Tenant>> ListTenants();
 
   // Ends every call that runs, and every later one, with CANCELLED. From any thread.
   void Interrupt();

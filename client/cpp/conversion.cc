@@ -325,6 +325,29 @@ ErrorReport FromWire(const v1::ErrorReport& wire) {
   return report;
 }
 
+Tenant FromWire(const v1::Tenant& wire) {
+  const v1::TenantQuotas& quotas = wire.quotas();
+  const v1::TenantUsage& usage = wire.usage();
+  return {.name = wire.name(),
+          .configured = wire.configured(),
+          .quotas = {.weight = quotas.weight(),
+                     .max_jobs = quotas.max_jobs(),
+                     .max_statistics = quotas.max_statistics(),
+                     .max_streams = quotas.max_streams(),
+                     .max_calls = quotas.max_calls(),
+                     .max_messages_per_second = quotas.max_messages_per_second(),
+                     .max_stored_bytes = quotas.max_stored_bytes()},
+          .usage = {.jobs = usage.jobs(),
+                    .statistics = usage.statistics(),
+                    .streams = usage.streams(),
+                    .uploads = usage.uploads(),
+                    .calls = usage.calls(),
+                    .stored_bytes = usage.stored_bytes(),
+                    .running_layers = usage.running_layers(),
+                    .waiting_layers = usage.waiting_layers(),
+                    .device_seconds = usage.device_seconds()}};
+}
+
 ServerInfo FromWire(const v1::ServerInfo& wire) {
   ServerInfo info;
   info.version = wire.version();

@@ -29,5 +29,6 @@ UploadStatus FromWire(const v1::UploadStatus& wire);
 Artifact FromWire(const v1::Artifact& wire);
 ErrorReport FromWire(const v1::ErrorReport& wire);
 ServerInfo FromWire(const v1::ServerInfo& wire);
+Tenant FromWire(const v1::Tenant& wire);
 
 }  // namespace quantd::client

@@ -190,4 +190,32 @@ struct ServerInfo {
   Limits limits;
 };
 
+// What an administrator sees of a tenant. Limits are 0 where there is none.
+struct Tenant {
+  struct Quotas {
+    double weight = 1.0;
+    int64_t max_jobs = 0;
+    int64_t max_statistics = 0;
+    int64_t max_streams = 0;
+    int64_t max_calls = 0;
+    double max_messages_per_second = 0.0;
+    int64_t max_stored_bytes = 0;
+  };
+  struct Usage {
+    int64_t jobs = 0;
+    int64_t statistics = 0;
+    int64_t streams = 0;
+    int64_t uploads = 0;
+    int64_t calls = 0;
+    int64_t stored_bytes = 0;
+    int64_t running_layers = 0;
+    int64_t waiting_layers = 0;
+    double device_seconds = 0.0;
+  };
+  std::string name;
+  bool configured = true;
+  Quotas quotas;
+  Usage usage;
+};
+
 }  // namespace quantd::client

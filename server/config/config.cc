@@ -56,6 +56,10 @@ LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
   TakeIfGiven(proto.max_statistics_per_tenant(), limits.max_statistics_per_tenant);
   TakeIfGiven(proto.moment_cache_bytes(), limits.moment_cache_bytes);
   TakeIfGiven(proto.max_stored_bytes(), limits.max_stored_bytes);
+  TakeIfGiven(proto.max_inflight_bytes(), limits.max_inflight_bytes);
+  TakeIfGiven(proto.max_messages_per_second(), limits.max_messages_per_second);
+  TakeIfGiven(proto.max_calls_per_tenant(), limits.max_calls_per_tenant);
+  TakeIfGiven(proto.idle_stream_seconds(), limits.idle_stream_seconds);
   return limits;
 }
 
@@ -86,6 +90,8 @@ TenantConfig TenantFrom(const config::v1::TenantConfig& from) {
     tenant.certificates.push_back(
         {certificate.uri(), certificate.dns(), RolesFrom(certificate.roles())});
   }
+  tenant.max_messages_per_second = from.max_messages_per_second();
+  tenant.max_calls = from.max_calls();
   return tenant;
 }
 

@@ -40,7 +40,9 @@ struct TenantConfig {
   double weight = 1.0;                   // share of device time under contention
   std::vector<TokenConfig> tokens = {};  // token_sha256 is the first of them, "token"
   std::vector<CertificateConfig> certificates = {};
-  int64_t max_stored_bytes = 0;  // 0: limits.max_stored_bytes
+  int64_t max_stored_bytes = 0;        // 0: limits.max_stored_bytes
+  double max_messages_per_second = 0;  // 0: limits.max_messages_per_second
+  int max_calls = 0;                   // 0: limits.max_calls_per_tenant
   bool operator==(const TenantConfig&) const = default;
 };
 
@@ -67,6 +69,10 @@ struct LimitsConfig {
   int max_statistics_per_tenant = 10000;
   int64_t moment_cache_bytes = 0;  // 0: 1/8 of the machine's memory
   int64_t max_stored_bytes = 0;    // of each tenant; 0: no limit
+  int64_t max_inflight_bytes = 0;  // 0: 1/8 of the machine's memory
+  double max_messages_per_second = 20'000;
+  int max_calls_per_tenant = 1024;
+  int idle_stream_seconds = 600;
   bool operator==(const LimitsConfig&) const = default;
 };
 

@@ -18,6 +18,7 @@ constexpr int64_t kMaxSeconds = int64_t{100} * 366 * 86'400;  // a hundred years
 constexpr size_t kMaxNameBytes = 63;
 constexpr size_t kSha256HexDigits = 64;
 constexpr double kLargestWeight = 1e6;
+constexpr double kLargestRate = 1e9;
 
 template <typename... Parts>
 absl::Status Refuse(absl::string_view field, const Parts&... parts) {
@@ -30,6 +31,11 @@ struct Range {
   int64_t least;
   int64_t most;
 };
+
+absl::Status CheckRate(absl::string_view field, double rate, double least) {
+  if (rate >= least && rate <= kLargestRate) return absl::OkStatus();
+  return Refuse(field, "expected ", least, " to ", kLargestRate, ", got ", rate);
+}
 
 absl::Status CheckRanges(const ServerConfig& config) {
   const LimitsConfig& limits = config.limits;
@@ -55,6 +61,9 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"retention.abandoned_statistics_seconds", retention.abandoned_statistics_seconds, 0,
        kMaxSeconds},
       {"retention.sweep_interval_seconds", retention.sweep_interval_seconds, 1, 86'400},
+      {"limits.max_inflight_bytes", limits.max_inflight_bytes, 0, kMaxInt64},
+      {"limits.max_calls_per_tenant", limits.max_calls_per_tenant, 1, 10'000'000},
+      {"limits.idle_stream_seconds", limits.idle_stream_seconds, 1, 86'400},
       {"durability.commit_bytes", durability.commit_bytes, 1, int64_t{1} << 40},
       {"durability.commit_interval_ms", durability.commit_interval_ms, 1, 3'600'000},
       {"cpu_threads", config.cpu_threads, 0, 4096},
@@ -70,7 +79,7 @@ absl::Status CheckRanges(const ServerConfig& config) {
       return Refuse(range.field, "expected ", expected, ", got ", range.value);
     }
   }
-  return absl::OkStatus();
+  return CheckRate("limits.max_messages_per_second", limits.max_messages_per_second, 1);
 }
 
 bool IsTenantName(absl::string_view name) {
@@ -157,6 +166,14 @@ absl::Status CheckTenant(const ServerConfig& config, const std::string& field,
   if (tenant.max_stored_bytes < 0) {
     return Refuse(absl::StrCat(field, ".max_stored_bytes"), "expected at least 0, got ",
                   tenant.max_stored_bytes);
+  }
+  if (tenant.max_calls < 0) {
+    return Refuse(absl::StrCat(field, ".max_calls"), "expected 0 or more, got ", tenant.max_calls);
+  }
+  if (auto s = CheckRate(absl::StrCat(field, ".max_messages_per_second"),
+                         tenant.max_messages_per_second, 0);
+      !s.ok()) {
+    return s;
   }
   if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
     return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",

@@ -47,8 +47,7 @@ void Remember(std::vector<uint32_t>& crcs, uint32_t crc) {
 
 ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor,
                                    JobStore& jobs, BlobStore& blobs, MomentCache& cache,
-                                   CommitPolicy policy,
-                                   std::unique_ptr<compute::MomentAccumulator> accumulator)
+                                   CommitPolicy policy, AccumulatorMaker make_accumulator)
     : target_(std::move(target)),
       opened_at_seq_(resumed.durable_seq),
       jobs_(jobs),
@@ -59,7 +58,7 @@ ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed,
       strand_(executor),
       pushed_seq_(resumed.durable_seq),
       recent_crcs_(resumed.recent_crcs),
-      accumulator_(std::move(accumulator)),
+      make_accumulator_(std::move(make_accumulator)),
       durable_(std::move(resumed)),
       accumulated_(durable_) {}
 
@@ -178,21 +177,31 @@ int64_t ActivationStream::queued_bytes() const {
   return queued_bytes_;
 }
 
+absl::Status ActivationStream::Add(const ActivationChunk& chunk) {
+  if (accumulator_ == nullptr) {
+    auto made = make_accumulator_();
+    if (!made.ok()) return made.status();
+    accumulator_ = *std::move(made);
+  }
+  return accumulator_->Add(accumulated_.stream_id, accumulated_.tokens,
+                           {.dtype = accumulated_.dtype,
+                            .tokens = chunk.rows,
+                            .data = AsBytes(chunk.data),
+                            .weights = chunk.weights,
+                            .paired = AsBytes(chunk.paired)});
+}
+
 void ActivationStream::Accumulate(const ActivationChunk& chunk) {
   const int64_t size = chunk.bytes();
   if (failure_.ok()) {
-    const absl::Status status = accumulator_->Add(accumulated_.stream_id, accumulated_.tokens,
-                                                  {.dtype = accumulated_.dtype,
-                                                   .tokens = chunk.rows,
-                                                   .data = AsBytes(chunk.data),
-                                                   .weights = chunk.weights,
-                                                   .paired = AsBytes(chunk.paired)});
+    const absl::Status status = Add(chunk);
     if (status.ok()) {
       accumulated_.durable_seq = chunk.seq;
       accumulated_.tokens += chunk.rows;
       Remember(accumulated_.recent_crcs, CrcOf(chunk));
       if (undurable_bytes_ == 0) first_undurable_ = absl::Now();
       undurable_bytes_ += size;
+      waits_for_commit_ = true;
     } else {
       Fail(Annotate(status, absl::StrCat("chunk ", chunk.seq)));
     }
@@ -216,6 +225,7 @@ void ActivationStream::Flush() {
 }
 
 void ActivationStream::Tick() {
+  if (!waits_for_commit_) return;  // thousands of idle streams cost no work
   strand_.Post([self = shared_from_this()] { self->MaybeCommit(); });
 }
 
@@ -251,6 +261,7 @@ void ActivationStream::StartCommit() {
   committing_ = true;
   flush_requested_ = false;
   undurable_bytes_ = 0;
+  waits_for_commit_ = false;
   const absl::Time first = std::exchange(first_undurable_, absl::InfiniteFuture());
   StatisticStreamRecord record = accumulated_;
   if (record.recent_crcs.size() > StatisticStreamRecord::kRememberedCrcs) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -66,9 +67,13 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
     std::string statistic;
     compute::MomentSpec spec;
   };
+  // Called at most once, with the first chunk: a stream that sends nothing takes no memory for
+  // sums.
+  using AccumulatorMaker =
+      std::function<absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>>()>;
   ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor, JobStore& jobs,
                    BlobStore& blobs, MomentCache& cache, CommitPolicy policy,
-                   std::unique_ptr<compute::MomentAccumulator> accumulator);
+                   AccumulatorMaker make_accumulator);
 
   void SetListener(ActivationListener listener);
   int64_t durable_seq() const { return opened_at_seq_; }  // when the stream was opened
@@ -94,6 +99,7 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   absl::Status CheckResent(const ActivationChunk& chunk) const;
   // The rest runs on the strand.
   void Accumulate(const ActivationChunk& chunk);
+  absl::Status Add(const ActivationChunk& chunk);
   void MaybeCommit();
   void StartCommit();
   // Beside the strand: writes the partial sum and moves the durable sequence number with it.
@@ -120,8 +126,9 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   int64_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 
   // Of the strand.
-  std::unique_ptr<compute::MomentAccumulator> accumulator_;
-  StatisticStreamRecord durable_;      // as committed
+  const AccumulatorMaker make_accumulator_;
+  std::unique_ptr<compute::MomentAccumulator> accumulator_;  // null until the first chunk
+  StatisticStreamRecord durable_;                            // as committed
   StatisticStreamRecord accumulated_;  // with everything accumulated; snapshot unused
   ActivationListener listener_;
   absl::Status failure_;
@@ -132,6 +139,8 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   bool committing_ = false;
   bool flush_requested_ = false;
   std::function<void(absl::Status)> finish_done_;
+
+  std::atomic<bool> waits_for_commit_{false};  // undurable_bytes_ > 0, for other threads
 };
 
 }  // namespace quantd::server

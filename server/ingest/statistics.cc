@@ -117,6 +117,11 @@ absl::Status Statistics::Hold(const Declaration& d) {
   return absl::OkStatus();
 }
 
+std::map<std::string, int> Statistics::OpenStreams() {
+  absl::MutexLock lock(&mutex_);
+  return streams_by_tenant_;
+}
+
 void Statistics::Close(const Declaration& d) {
   absl::MutexLock lock(&mutex_);
   const auto found = live_.find({d.tenant, d.statistic});
@@ -199,12 +204,20 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
     start = *std::move(snapshot);
   }
   compute::Backend& backend = *backends_[next_backend_++ % backends_.size()];
-  absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>> accumulator =
-      backend.NewAccumulator(record->spec, start.get());
-  if (!accumulator.ok()) return accumulator.status();
+  ActivationStream::AccumulatorMaker make = [&backend, spec = record->spec] {
+    return backend.NewAccumulator(spec, nullptr);
+  };
+  if (start != nullptr) {  // at once: a snapshot that does not fit is an error of the opening
+    auto resumed = backend.NewAccumulator(record->spec, start.get());
+    if (!resumed.ok()) return resumed.status();
+    using Held = std::unique_ptr<compute::MomentAccumulator>;
+    make = [held = std::make_shared<Held>(*std::move(resumed))]() -> absl::StatusOr<Held> {
+      return std::move(*held);
+    };
+  }
   return std::make_shared<ActivationStream>(
       ActivationStream::Target{d.tenant, d.statistic, record->spec}, std::move(stream), executor_,
-      jobs_, blobs_, cache_, options_.commit, std::move(*accumulator));
+      jobs_, blobs_, cache_, options_.commit, std::move(make));
 }
 
 absl::Status Statistics::BeginClosing(const StatisticKey& key) {

@@ -68,6 +68,8 @@ class Statistics {
                                                                     const std::string& statistic);
   absl::Status Delete(const std::string& tenant, const std::string& statistic);
 
+  // Of activations that are open, by tenant.
+  std::map<std::string, int> OpenStreams();
   // Refuses new streams from now on: UNAVAILABLE.
   void Drain() { draining_ = true; }
   const StatisticsOptions& options() const { return options_; }

@@ -172,6 +172,13 @@ WeightUploads::WeightUploads(JobStore& jobs, BlobStore& blobs, int64_t max_weigh
       max_streams_per_tenant_(max_streams_per_tenant),
       completed_(std::move(completed)) {}
 
+std::map<std::string, int> WeightUploads::OpenUploads() {
+  absl::MutexLock lock(&mutex_);
+  std::map<std::string, int> open;
+  for (const LayerKey& key : held_) ++open[key.tenant];
+  return open;
+}
+
 absl::Status WeightUploads::Hold(const LayerKey& key) {
   absl::MutexLock lock(&mutex_);
   const auto open = std::count_if(held_.begin(), held_.end(), [&](const LayerKey& other) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -93,6 +94,8 @@ class WeightUploads {
   // Gives up what an unfinished upload has stored; a later one starts over. Returns its bytes.
   // ABORTED while a writer holds it.
   absl::StatusOr<int64_t> Discard(const LayerKey& key);
+  // That are open, by tenant.
+  std::map<std::string, int> OpenUploads();
   // Refuses new uploads from now on: UNAVAILABLE.
   void Drain() { draining_ = true; }
 

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <fstream>
+#include <map>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -87,7 +88,32 @@ Access::Access(const ServerConfig& config, Parts parts)
       authenticator_(std::move(parts.authenticator)),
       tls_(parts.tls.has_value() ? TlsCredentials::Create(*std::move(parts.tls),
                                                           config.tls_require_client_certificate)
-                                 : nullptr) {}
+                                 : nullptr) {
+  SetTenants(config);
+}
+
+void Access::SetTenants(const ServerConfig& config) {
+  const TenantCalls::Limits common{.calls = config.limits.max_calls_per_tenant,
+                                   .messages_per_second = config.limits.max_messages_per_second};
+  std::map<std::string, TenantCalls::Limits> own;
+  for (const TenantConfig& tenant : config.tenants) {
+    TenantCalls::Limits limits = common;
+    if (tenant.max_calls > 0) limits.calls = tenant.max_calls;
+    if (tenant.max_messages_per_second > 0) {
+      limits.messages_per_second = tenant.max_messages_per_second;
+    }
+    own[tenant.name] = limits;
+  }
+  calls_.SetLimits(common, std::move(own));
+  absl::MutexLock lock(&mutex_);
+  tenants_ = config.tenants;
+  if (tenants_.empty()) tenants_.push_back({.name = "default"});
+}
+
+std::vector<TenantConfig> Access::tenants() const {
+  absl::MutexLock lock(&mutex_);
+  return tenants_;
+}
 
 absl::StatusOr<std::unique_ptr<Access>> Access::Create(const ServerConfig& config) {
   auto parts = Load(config);
@@ -109,6 +135,7 @@ absl::Status Access::Reload(const ServerConfig& config) {
   if (!parts.ok()) return parts.status();
   if (tls_ != nullptr) tls_->Replace(*std::move(parts->tls));
   authenticator_.Replace(std::move(parts->authenticator));
+  SetTenants(config);
   return absl::OkStatus();
 }
 

@@ -107,7 +107,7 @@ class CalibrationService final : public v1::Calibration::CallbackService {
   grpc::ServerReadReactor<v1::ImportStatisticRequest>* ImportStatistic(
       grpc::CallbackServerContext* context, v1::Statistic* response) override {
     Call call(environment_, context, "quantd.v1.Calibration/ImportStatistic");
-    auto consumer = NewMomentImport(call.tenant().value_or(""), statistics_, environment_.metrics);
+    auto consumer = NewMomentImport(call.tenant().value_or(""), statistics_, environment_);
     return new StreamIn<v1::ImportStatisticRequest, v1::Statistic>(std::move(call),
                                                                    std::move(consumer), response);
   }

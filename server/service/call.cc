@@ -39,9 +39,13 @@ absl::StatusOr<Caller> CallerOf(const Authenticator& authenticator,
                                      .dns_names = NamesOf(context, GRPC_PEER_DNS_PROPERTY_NAME)});
 }
 
-absl::StatusOr<std::string> Admit(absl::string_view method, const absl::StatusOr<Caller>& caller) {
+// An admitted call is one of the tenant's open ones until it has finished.
+absl::StatusOr<std::string> Admit(TenantCalls& calls, absl::string_view method,
+                                  const absl::StatusOr<Caller>& caller) {
   if (!caller.ok()) return caller.status();
   if (absl::Status s = CheckRole(method, *caller); !s.ok()) return s;
+  if (absl::Status s = calls.TakeMessage(caller->tenant, absl::Now()); !s.ok()) return s;
+  if (absl::Status s = calls.Open(caller->tenant); !s.ok()) return s;
   return caller->tenant;
 }
 
@@ -58,7 +62,7 @@ Call::Call(const CallEnvironment& environment, grpc::CallbackServerContext* cont
       method_(method),
       peer_(context->peer()),
       caller_(CallerOf(environment.authenticator, *context)),
-      tenant_(Admit(method, caller_)) {}
+      tenant_(Admit(environment.calls, method, caller_)) {}
 
 grpc::Status Call::Finish(const absl::Status& status) {
   const double seconds = absl::ToDoubleSeconds(absl::Now() - started_);
@@ -73,7 +77,20 @@ grpc::Status Call::Finish(const absl::Status& status) {
        {"seconds", seconds},
        {"message", std::string(status.message())}});
   Audit(status);
+  if (tenant_.ok()) environment_.calls.Close(*tenant_);
   return ToGrpc(status);
+}
+
+absl::Status Call::TakeMessage() const {
+  return environment_.calls.TakeMessage(*tenant_, absl::Now());
+}
+
+absl::Status IdleStatus(const IdleStreams& idle) {
+  return Unavailable(
+      "STREAM_IDLE",
+      absl::StrCat("the client has sent nothing for ", absl::FormatDuration(idle.timeout()),
+                   " (limits.idle_stream_seconds); what was acknowledged is kept"),
+      absl::Milliseconds(100));
 }
 
 void Call::Audit(const absl::Status& status) const {

@@ -7,16 +7,21 @@
 #include <string>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "server/auth/authenticator.h"
+#include "server/ingest/byte_budget.h"
 #include "server/ingest/strand.h"
 #include "server/log/audit_log.h"
 #include "server/metrics/metrics.h"
 #include "server/service/grpc_status.h"
+#include "server/service/idle_streams.h"
 #include "server/service/requested_resource.h"
+#include "server/service/tenant_calls.h"
 
 // What every call does, whatever it is about: say who calls and whether they may, leave gRPC's
 // threads, count, write the audit log, convert the outcome.
@@ -28,16 +33,26 @@ struct CallEnvironment {
   Metrics& metrics;
   Executor& executor;
   AuditLog& audit;
+  TenantCalls& calls;
+  IdleStreams& idle;
+  ByteBudget& inflight;  // messages that are read and not worked off
+  ByteBudget& imports;   // moments that are not whole yet
 };
+
+// UNAVAILABLE: the client has sent nothing for too long, and may go on in a new stream.
+absl::Status IdleStatus(const IdleStreams& idle);
 
 // One call's bookkeeping. Finish exactly once.
 class Call {
  public:
   Call(const CallEnvironment& environment, grpc::CallbackServerContext* context,
        absl::string_view method);
-  // The caller's tenant, or why the call is refused: UNAUTHENTICATED, or PERMISSION_DENIED for a
-  // role that the credential has not (server/service/permissions.h).
+  // The caller's tenant, or why the call is refused: UNAUTHENTICATED, PERMISSION_DENIED for a role
+  // that the credential has not (permissions.h), RESOURCE_EXHAUSTED at the tenant's number of calls
+  // or messages (tenant_calls.h).
   const absl::StatusOr<std::string>& tenant() const { return tenant_; }
+  // Counts one more message of the tenant's; RESOURCE_EXHAUSTED above its rate.
+  absl::Status TakeMessage() const;
   // What the audit log says the call was about.
   void SetResource(std::string resource) { resource_ = std::move(resource); }
   // Counts the outcome, logs what is the server's fault, audits what changes something and what is
@@ -118,31 +133,72 @@ class StreamConsumer {
 };
 
 // A client stream: reads a message, has it consumed, reads the next. The client is slowed down to
-// what the consumer takes.
+// what the consumer takes, and to what the server may hold; one that sends nothing is ended.
 template <typename Request, typename Response>
 class StreamIn : public grpc::ServerReadReactor<Request> {
  public:
   using Consumer = StreamConsumer<Request, Response>;
   StreamIn(Call call, std::unique_ptr<Consumer> consumer, Response* response)
-      : call_(std::move(call)), consumer_(std::move(consumer)), response_(response) {
+      : call_(std::move(call)),
+        consumer_(std::move(consumer)),
+        response_(response),
+        idle_(call_.environment().idle, [this] { OnIdle(); }) {
     if (call_.tenant().ok()) {
-      this->StartRead(&request_);
+      Read();
     } else {
       End(call_.tenant().status());
     }
   }
 
  private:
+  enum class State { kReading, kConsuming, kEnded };
+
+  // While this waits, nothing ends the call, so that it is still there afterwards.
+  void ReadWhenThereIsRoom() {
+    call_.environment().inflight.WhenRoom([this] { Read(); });
+  }
+
+  void Read() {
+    absl::MutexLock lock(&mutex_);
+    state_ = State::kReading;
+    idle_.Start();
+    this->StartRead(&request_);
+  }
+
+  // The read may be answered at the same moment: whoever changes the state first goes on.
+  bool LeaveReading(State next) {
+    absl::MutexLock lock(&mutex_);
+    if (state_ != State::kReading) return false;
+    state_ = next;
+    return true;
+  }
+
+  void OnIdle() {
+    if (!LeaveReading(State::kEnded)) return;
+    call_.environment().executor.Post([this] { End(IdleStatus(call_.environment().idle)); });
+  }
+
   void OnReadDone(bool ok) override {
-    call_.environment().executor.Post([this, ok] {
-      if (ok && !begun_) call_.SetResource(RequestedResource(request_));
-      begun_ = true;
-      const absl::Status status =
-          ok ? consumer_->OnMessage(request_) : consumer_->OnEnd(*response_);
-      if (ok && status.ok()) return this->StartRead(&request_);
+    if (!LeaveReading(State::kConsuming)) return;
+    idle_.Stop();
+    const int64_t bytes = ok ? static_cast<int64_t>(request_.ByteSizeLong()) : 0;
+    call_.environment().inflight.Add(bytes);
+    call_.environment().executor.Post([this, ok, bytes] {
+      const absl::Status status = Consume(ok);
+      call_.environment().inflight.Add(-bytes);
+      if (ok && status.ok()) return ReadWhenThereIsRoom();
       End(status);
     });
   }
+
+  absl::Status Consume(bool ok) {
+    if (!ok) return consumer_->OnEnd(*response_);
+    if (!begun_) call_.SetResource(RequestedResource(request_));
+    begun_ = true;
+    if (absl::Status s = call_.TakeMessage(); !s.ok()) return s;
+    return consumer_->OnMessage(request_);
+  }
+
   // The consumer lets go of what it holds before the client learns the outcome, so that the
   // client's next call finds it free.
   void End(const absl::Status& status) {
@@ -156,6 +212,9 @@ class StreamIn : public grpc::ServerReadReactor<Request> {
   Response* response_;
   Request request_;
   bool begun_ = false;
+  absl::Mutex mutex_;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kConsuming;
+  IdleStreams::Watch idle_;
 };
 
 }  // namespace quantd::server

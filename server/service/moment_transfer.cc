@@ -25,11 +25,17 @@ absl::Span<const std::byte> AsBytes(absl::string_view data) {
 
 class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1::Statistic> {
  public:
-  MomentImport(std::string tenant, Statistics& statistics, Metrics& metrics)
-      : tenant_(std::move(tenant)), statistics_(statistics), metrics_(metrics) {
+  MomentImport(std::string tenant, Statistics& statistics, const CallEnvironment& environment)
+      : tenant_(std::move(tenant)),
+        statistics_(statistics),
+        metrics_(environment.metrics),
+        budget_(environment.imports) {
     metrics_.StreamOpened(Traffic::kMoments);
   }
-  ~MomentImport() override { metrics_.StreamClosed(Traffic::kMoments); }
+  ~MomentImport() override {
+    budget_.Add(-static_cast<int64_t>(bytes_.size()));
+    metrics_.StreamClosed(Traffic::kMoments);
+  }
 
   absl::Status OnMessage(v1::ImportStatisticRequest& request) override {
     if (stored_.has_value()) return InvalidField("message", "expected none after finish");
@@ -117,6 +123,14 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
     if (compute::Crc32c(AsBytes(chunk.data())) != chunk.crc32c()) {
       return InvalidField("chunk.crc32c", "the data has another CRC-32C", "CRC_MISMATCH");
     }
+    if (!budget_.Take(count)) {
+      return QuotaExceeded(
+          "TOO_MANY_BYTES_IN_FLIGHT", "server",
+          absl::StrFormat("imported moments that are not whole yet may take %d bytes together "
+                          "(limits.max_inflight_bytes)",
+                          budget_.total()),
+          absl::Seconds(1));
+    }
     metrics_.BytesIn(Traffic::kMoments, count);
     bytes_.append(chunk.data());
     return absl::OkStatus();
@@ -173,6 +187,7 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
   const std::string tenant_;
   Statistics& statistics_;
   Metrics& metrics_;
+  ByteBudget& budget_;  // holds bytes_
   std::optional<v1::StatisticHeader> header_;
   std::string id_;
   compute::MomentSpec spec_;
@@ -247,8 +262,8 @@ class MomentExport {
 }  // namespace
 
 std::unique_ptr<StreamConsumer<v1::ImportStatisticRequest, v1::Statistic>> NewMomentImport(
-    std::string tenant, Statistics& statistics, Metrics& metrics) {
-  return std::make_unique<MomentImport>(std::move(tenant), statistics, metrics);
+    std::string tenant, Statistics& statistics, const CallEnvironment& environment) {
+  return std::make_unique<MomentImport>(std::move(tenant), statistics, environment);
 }
 
 StreamOut<v1::ExportStatisticResponse>::Next NewMomentExport(const ResourceName& name,

@@ -13,7 +13,7 @@
 namespace quantd::server {
 
 std::unique_ptr<StreamConsumer<v1::ImportStatisticRequest, v1::Statistic>> NewMomentImport(
-    std::string tenant, Statistics& statistics, Metrics& metrics);
+    std::string tenant, Statistics& statistics, const CallEnvironment& environment);
 
 // Loads the statistic with the first message. The sum is sent as F64.
 StreamOut<v1::ExportStatisticResponse>::Next NewMomentExport(const ResourceName& name,

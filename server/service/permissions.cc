@@ -36,6 +36,7 @@ const std::vector<Permission>& Permissions() {
       // Stores nothing, but takes the device.
       {"quantd.v1.Quantize/QuantizeTensor", kSubmit, false},
       {"quantd.v1.Server/GetServerInfo", Roles::All(), false},
+      {"quantd.v1.Server/ListTenants", Roles().With(Role::kAdmin), false},
   };
   return table;
 }

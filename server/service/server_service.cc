@@ -13,8 +13,11 @@ class ServerService final : public v1::Server::CallbackService {
  public:
   ServerService(const CallEnvironment& environment, std::string version,
                 std::vector<compute::Backend*> backends, const LimitsConfig& limits,
-                JobEngine& engine)
-      : environment_(environment), backends_(std::move(backends)), engine_(engine) {
+                JobEngine& engine, const TenantSources& tenants)
+      : environment_(environment),
+        backends_(std::move(backends)),
+        engine_(engine),
+        tenants_(tenants) {
     info_.set_version(std::move(version));
     AddCapabilities();
     v1::Limits* l = info_.mutable_limits();
@@ -36,6 +39,18 @@ class ServerService final : public v1::Server::CallbackService {
                       *response = info_;
                       response->set_tenant(tenant);
                       AddDevices(*response);
+                      return absl::OkStatus();
+                    });
+  }
+
+  grpc::ServerUnaryReactor* ListTenants(grpc::CallbackServerContext* context,
+                                        const v1::ListTenantsRequest* request,
+                                        v1::ListTenantsResponse* response) override {
+    return RunUnary(environment_, context, "quantd.v1.Server/ListTenants", request, response,
+                    [=, this](const std::string&) -> absl::Status {
+                      auto list = server::ListTenants(tenants_);
+                      if (!list.ok()) return list.status();
+                      *response = *std::move(list);
                       return absl::OkStatus();
                     });
   }
@@ -97,6 +112,7 @@ class ServerService final : public v1::Server::CallbackService {
   const CallEnvironment& environment_;
   const std::vector<compute::Backend*> backends_;
   JobEngine& engine_;
+  const TenantSources tenants_;
   v1::ServerInfo info_;
 };
 
@@ -105,9 +121,10 @@ class ServerService final : public v1::Server::CallbackService {
 std::unique_ptr<grpc::Service> NewServerService(const CallEnvironment& environment,
                                                 std::string version,
                                                 std::vector<compute::Backend*> backends,
-                                                const LimitsConfig& limits, JobEngine& engine) {
+                                                const LimitsConfig& limits, JobEngine& engine,
+                                                const TenantSources& tenants) {
   return std::make_unique<ServerService>(environment, std::move(version), std::move(backends),
-                                         limits, engine);
+                                         limits, engine, tenants);
 }
 
 }  // namespace quantd::server

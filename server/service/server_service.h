@@ -10,6 +10,7 @@
 #include "server/config/config.h"
 #include "server/jobs/job_engine.h"
 #include "server/service/call.h"
+#include "server/service/tenant_list.h"
 
 namespace quantd::server {
 
@@ -17,6 +18,7 @@ namespace quantd::server {
 std::unique_ptr<grpc::Service> NewServerService(const CallEnvironment& environment,
                                                 std::string version,
                                                 std::vector<compute::Backend*> backends,
-                                                const LimitsConfig& limits, JobEngine& engine);
+                                                const LimitsConfig& limits, JobEngine& engine,
+                                                const TenantSources& tenants);
 
 }  // namespace quantd::server

@@ -1,5 +1,6 @@
 #include "server/service/stream_activations.h"
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -51,20 +52,43 @@ class StreamActivationsReactor final
  public:
   StreamActivationsReactor(Call call, Statistics& statistics,
                            const ActivationStreamOptions& options)
-      : call_(std::move(call)), statistics_(statistics), options_(options) {}
+      : call_(std::move(call)),
+        statistics_(statistics),
+        options_(options),
+        inflight_(call_.environment().inflight) {}
+  ~StreamActivationsReactor() override { inflight_.Add(-held_bytes_); }
 
   void Begin() {
     self_ = shared_from_this();
     metrics().StreamOpened(Traffic::kActivations);
+    // Called with the lock of IdleStreams, where the last reference must not be let go.
+    idle_.emplace(call_.environment().idle,
+                  [weak = weak_from_this(), &executor = call_.environment().executor] {
+                    executor.Post([weak] {
+                      if (const auto self = weak.lock(); self != nullptr) self->OnIdle();
+                    });
+                  });
     if (!call_.tenant().ok()) return End(call_.tenant().status());
-    StartRead(&request_);
+    ReadMore();
   }
 
  private:
   Metrics& metrics() { return call_.environment().metrics; }
 
+  // For those who may call after the stream is gone.
+  template <typename Member>
+  std::function<void()> WithSelf(Member member) {
+    return [weak = weak_from_this(), member] {
+      if (const auto self = weak.lock(); self != nullptr) member(*self);
+    };
+  }
+
+  void OnIdle() { End(IdleStatus(call_.environment().idle)); }
+
   void OnReadDone(bool ok) override {
+    idle_->Stop();
     if (!ok) return ReadingEnded();
+    if (absl::Status s = call_.TakeMessage(); !s.ok()) return End(s);
     switch (request_.message_case()) {
       case v1::StreamActivationsRequest::kHeader:
         // Opening reads the store: not on this thread.
@@ -116,7 +140,13 @@ class StreamActivationsReactor final
             [with_self](const absl::Status& status) {
               with_self([&](auto& self) { self.End(status); });
             },
-        .drained = [with_self] { with_self([](auto& self) { self.ResumeReading(); }); },
+        .drained =
+            [with_self] {
+              with_self([](auto& self) {
+                self.CountHeld();
+                self.ResumeReading();
+              });
+            },
         .committed =
             [with_self, tenant = declaration_->tenant](int64_t tokens, absl::Duration latency,
                                                        absl::Duration took) {
@@ -136,30 +166,50 @@ class StreamActivationsReactor final
     auto chunk = TakeChunk(message, region_.get());
     if (!chunk.ok()) return End(chunk.status());
     metrics().BytesIn(Traffic::kActivations, chunk->bytes());
-    if (absl::Status s = stream_->Push(*std::move(chunk)); !s.ok()) return End(s);
+    absl::Status pushed;
     {
+      // Nothing is pushed behind what ends the stream, where the next writer may have come already.
       absl::MutexLock lock(&mutex_);
-      if (stream_->queued_bytes() >= options_.credit_bytes) {
-        paused_ = true;
-        return;
-      }
+      if (ending_) return;
+      pushed = stream_->Push(*std::move(chunk));
+      paused_ = pushed.ok();
     }
-    ReadMore();
+    if (!pushed.ok()) return End(pushed);
+    CountHeld();
+    ResumeReading();
   }
 
+  // Reads on unless the stream's own credit, or the server's, is used up. Then called again: for
+  // the stream's by `drained`, for the server's by the budget.
   void ResumeReading() {
+    bool waits_for_others = false;
     {
       absl::MutexLock lock(&mutex_);
       if (!paused_ || ending_ || stream_->queued_bytes() >= options_.credit_bytes) return;
-      paused_ = false;
+      waits_for_others = !inflight_.HasRoom();
+      if (!waits_for_others) paused_ = false;
     }
-    ReadMore();
+    if (!waits_for_others) return ReadMore();
+    inflight_.WhenRoom(WithSelf([](auto& self) { self.ResumeReading(); }));
+  }
+
+  // What the stream has queued is what it holds.
+  void CountHeld() {
+    int64_t change = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      change = stream_->queued_bytes() - held_bytes_;
+      held_bytes_ += change;
+    }
+    inflight_.Add(change);  // without the lock: others are resumed from within
   }
 
   // Once Finish was called, gRPC may be done with the call at any time.
   void ReadMore() {
     absl::MutexLock lock(&mutex_);
-    if (!finished_) StartRead(&request_);
+    if (finished_) return;
+    idle_->Start();
+    StartRead(&request_);
   }
 
   // The client closed its side, or is gone.
@@ -231,6 +281,7 @@ class StreamActivationsReactor final
   Call call_;
   Statistics& statistics_;
   const ActivationStreamOptions options_;
+  ByteBudget& inflight_;
   std::shared_ptr<StreamActivationsReactor> self_;  // until gRPC is done with it
 
   // Of the reading side: one read at a time is under way. The stream and its declaration are set
@@ -240,7 +291,10 @@ class StreamActivationsReactor final
   std::shared_ptr<ActivationStream> stream_;
   std::unique_ptr<SharedRegion> region_;  // null: every chunk brings its bytes
 
+  std::optional<IdleStreams::Watch> idle_;  // from Begin on
+
   absl::Mutex mutex_;
+  int64_t held_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -93,6 +94,12 @@ class JobStore {
   virtual absl::StatusOr<std::vector<JobKey>> JobsEndedBefore(absl::Time time, int limit) = 0;
   virtual absl::StatusOr<std::vector<StatisticRecord>> UnusedStatistics(absl::Time created_before,
                                                                         int limit) = 0;
+  struct Counts {
+    int64_t jobs = 0;
+    int64_t statistics = 0;
+  };
+  // What is stored, by tenant.
+  virtual absl::StatusOr<std::map<std::string, Counts>> CountByTenant() = 0;
 
   // Names of all blobs and staging files that any record refers to: the rest is garbage.
   virtual absl::StatusOr<std::vector<std::string>> ReferencedBlobs() = 0;

@@ -87,6 +87,7 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<std::vector<JobKey>> JobsEndedBefore(absl::Time time, int limit) override;
   absl::StatusOr<std::vector<StatisticRecord>> UnusedStatistics(absl::Time created_before,
                                                                 int limit) override;
+  absl::StatusOr<std::map<std::string, Counts>> CountByTenant() override;
   absl::StatusOr<std::vector<std::string>> ReferencedBlobs() override;
 
  private:
@@ -792,6 +793,25 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::ReferencedBlobs() {
       " UNION SELECT moment_name FROM statistics WHERE moment_name NOT NULL"
       " UNION SELECT snapshot_name FROM statistic_streams WHERE snapshot_name NOT NULL",
       {});
+}
+
+absl::StatusOr<std::map<std::string, JobStore::Counts>> SqliteJobStore::CountByTenant() {
+  std::lock_guard lock(mutex_);
+  std::map<std::string, Counts> counts;
+  const std::pair<const char*, int64_t Counts::*> kinds[] = {
+      {"SELECT tenant, count(*) FROM jobs GROUP BY tenant", &Counts::jobs},
+      {"SELECT tenant, count(*) FROM statistics GROUP BY tenant", &Counts::statistics}};
+  for (const auto& [sql, member] : kinds) {
+    auto query = database_->Prepare(sql);
+    if (!query.ok()) return query.status();
+    for (;;) {
+      const auto row = query->Step();
+      if (!row.ok()) return row.status();
+      if (!*row) break;
+      counts[query->Text(0)].*member = query->Int(1);
+    }
+  }
+  return counts;
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ from quantd.v1 import (
     weights_pb2,
 )
 
+from .every_method import METHODS
 from .refusal import refused, unharmed
 from .server_process import Api, Server
 from .test_resource_names import CREATING_CALLS, EVERY_NAMED_CALL, PARENT_CALLS, PREFIXES
@@ -246,5 +247,41 @@ def test_both_work_at_once(alpha: Api, beta: Api) -> None:
     assert not failures
 
 
-def test_creating_calls_are_covered() -> None:
+def test_every_method_that_names_something_is_covered() -> None:
+    """A new one does not come without its line in the tables."""
     assert set(CREATING_CALLS) <= {name for _, name, _ in EVERY_NAMED_CALL}
+    covered = {name for _, name, _ in EVERY_NAMED_CALL} | set(PARENT_CALLS)
+    nameless = {"Quantize/QuantizeTensor", "Server/GetServerInfo", "Server/ListTenants"}
+    assert {name.split("/")[1] for name in set(METHODS) - nameless} == covered
+
+
+def test_a_weight_of_another_tenant(
+    server: Server, alpha: Api, beta: Api, alphas: dict[str, str]
+) -> None:
+    """`weight_of`: the same answer for a layer that is there and for one that is not."""
+    absent = alphas["layer"] + "-no"
+    with unharmed(server, beta):
+        with refused("PERMISSION_DENIED") as existing:
+            create_job(beta, [layer("w", 8, COLS, weight_of=alphas["layer"])])
+        with refused("PERMISSION_DENIED") as missing:
+            create_job(beta, [layer("w", 8, COLS, weight_of=absent)])
+    assert existing.reason == missing.reason == "FOREIGN_TENANT"
+    assert existing.message.replace(alphas["layer"], "") == missing.message.replace(absent, "")
+    again = create_job(alpha, [layer("w", 8, COLS, weight_of=alphas["layer"])])
+    alpha.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=again.name))
+
+
+def test_page_tokens_of_every_list(alpha: Api, beta: Api, alphas: dict[str, str]) -> None:
+    """One tenant's token is no token for another, nor for another list."""
+    for n in range(2):
+        sealed_statistic(alpha, f"page-{n}", activations_like(8, COLS, n))
+    token = alpha.calibration.ListStatistics(
+        calibration_pb2.ListStatisticsRequest(parent="tenants/alpha", page_size=1)
+    ).next_page_token
+    assert token
+    with refused("INVALID_ARGUMENT", field="page_token"):
+        beta.calibration.ListStatistics(
+            calibration_pb2.ListStatisticsRequest(parent="tenants/beta", page_token=token)
+        )
+    with refused("INVALID_ARGUMENT", field="page_token"):
+        alpha.jobs.ListJobs(jobs_pb2.ListJobsRequest(parent="tenants/alpha", page_token=token))

@@ -25,14 +25,13 @@ using namespace quantd::server;  // NOLINT: this file is made of it
 
 RpcServer::RpcServer() {
   FUZZ_CHECK(ConfigureLog("error").ok());
-  Credentials credentials;
+  ServerConfig config;
   for (const std::string tenant : {"acme", "beta"}) {
-    TokenHash token;
-    token.tenant = tenant;
-    token.sha256_hex = absl::BytesToHexString(compute::ToBytes(compute::Sha256::Of(tenant)));
-    credentials.tokens.push_back(token);
+    const std::string hash = absl::BytesToHexString(compute::ToBytes(compute::Sha256::Of(tenant)));
+    config.tenants.push_back(
+        {.name = tenant, .tokens = {{"token", hash, {.submit = true, .read = true}}}});
   }
-  authenticator_ = AcceptCredentials(std::move(credentials)).value();
+  access_ = Access::Create(config).value();
   audit_ = AuditLog::Open(folder_.File("audit")).value();
   metrics_ = std::make_unique<Metrics>(Metrics::Options{});
   backend_ = compute::NewCpuBackend(1);
@@ -84,8 +83,10 @@ void RpcServer::Start() {
   uploads_ = std::make_unique<WeightUploads>(
       *jobs_, *blobs_, limits_.max_weight_bytes, limits_.max_streams_per_tenant,
       [this](const LayerKey& key) { engine_->WeightCompleted(key.tenant, key.job); });
+  idle_ = std::make_unique<IdleStreams>(absl::Seconds(10));
   environment_ = std::make_unique<CallEnvironment>(
-      CallEnvironment{*authenticator_, *metrics_, *executor_, *audit_});
+      CallEnvironment{access_->authenticator(), *metrics_, *executor_, *audit_, access_->calls(),
+                      *idle_, inflight_, imports_});
 
   services_.push_back(NewJobsService(*environment_, *engine_, *jobs_, *blobs_));
   services_.push_back(NewWeightsService(*environment_, *uploads_));
@@ -94,8 +95,14 @@ void RpcServer::Start() {
                             {.credit_bytes = limits_.stream_credit_bytes, .shared_memory = false}));
   services_.push_back(NewResultsService(*environment_, *jobs_, *blobs_));
   services_.push_back(NewQuantizeService(*environment_, *backend_, limits_.max_inline_bytes));
-  services_.push_back(
-      NewServerService(*environment_, "0.0.0", {backend_.get()}, limits_, *engine_));
+  services_.push_back(NewServerService(*environment_, "0.0.0", {backend_.get()}, limits_, *engine_,
+                                       {.access = *access_,
+                                        .limits = limits_,
+                                        .jobs = *jobs_,
+                                        .blobs = *blobs_,
+                                        .statistics = *statistics_,
+                                        .uploads = *uploads_,
+                                        .engine = *engine_}));
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(static_cast<int>(kMaxMessageBytes));
   // Not gRPC's in-process channel: its writes wait for a reader even where the call has ended.
@@ -117,6 +124,7 @@ void RpcServer::Stop() {
   uploads_.reset();
   statistics_.reset();
   engine_.reset();
+  idle_.reset();
   executor_.reset();
   environment_.reset();
   blobs_.reset();

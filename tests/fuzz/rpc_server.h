@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "server/auth/authenticator.h"
 #include "server/config/config.h"
 #include "server/ingest/statistics.h"
 #include "server/ingest/strand.h"
@@ -14,6 +13,7 @@
 #include "server/jobs/job_engine.h"
 #include "server/log/audit_log.h"
 #include "server/metrics/metrics.h"
+#include "server/service/access.h"
 #include "server/service/call.h"
 #include "tests/fuzz/scratch_folder.h"
 
@@ -35,14 +35,17 @@ class RpcServer {
 
   ScratchFolder folder_;
   const std::string address_ = "unix:" + folder_.File("socket");
-  std::unique_ptr<server::Authenticator> authenticator_;
+  std::unique_ptr<server::Access> access_;
   std::unique_ptr<server::AuditLog> audit_;
   std::unique_ptr<server::Metrics> metrics_;
   std::unique_ptr<compute::Backend> backend_;
   server::LimitsConfig limits_;
   std::unique_ptr<server::JobStore> jobs_;
   std::unique_ptr<server::BlobStore> blobs_;
+  server::ByteBudget inflight_{1 << 20};
+  server::ByteBudget imports_{1 << 20};
   std::unique_ptr<server::Executor> executor_;
+  std::unique_ptr<server::IdleStreams> idle_;
   std::unique_ptr<server::JobEngine> engine_;
   std::unique_ptr<server::Statistics> statistics_;
   std::unique_ptr<server::WeightUploads> uploads_;
