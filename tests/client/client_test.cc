@@ -175,6 +175,15 @@ TEST_F(ClientTest, DeletionWhoseAnswerWasLostIsDone) {
   EXPECT_TRUE(absl::IsNotFound(client_->DeleteJob("j")));
 }
 
+TEST_F(ClientTest, MergeWhoseAnswerWasLostIsDone) {
+  const grpc::Status exists(grpc::StatusCode::ALREADY_EXISTS, "m exists already");
+  state_->merge_results = {grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone"), exists};
+  const auto merged = client_->MergeStatistics("m", {"a", "b"});
+  EXPECT_TRUE(merged.ok()) << merged.status();
+  state_->merge_results = {exists};
+  EXPECT_TRUE(absl::IsAlreadyExists(client_->MergeStatistics("m", {"a", "b"}).status()));
+}
+
 TEST_F(ClientTest, UploadsInChunksAndReportsProgress) {
   const std::string weights = RandomBytes(4096);
   const auto source = MemorySource(AsBytes(weights));

@@ -222,6 +222,13 @@ class FakeCalibration final : public v1::Calibration::Service {
     return Status::OK;
   }
 
+  Status MergeStatistics(ServerContext*, const v1::MergeStatisticsRequest* request,
+                         v1::Statistic* response) override {
+    const std::lock_guard lock(state_->mutex);
+    response->set_name(request->parent() + "/statistics/" + request->statistic_id());
+    return TakeStatus(state_->merge_results);
+  }
+
   Status GetStatistic(ServerContext*, const v1::GetStatisticRequest*,
                       v1::Statistic* response) override {
     const std::lock_guard lock(state_->mutex);

@@ -51,6 +51,7 @@ struct FakeState {
   std::string imported;
   v1::StatisticHeader imported_header;
   int import_faults_after_commit = 0;  // so many answers get lost
+  std::deque<grpc::Status> merge_results;
   // What ExportStatistic does to `imported`: one entry a call.
   enum class ExportFault { kNone, kBreaks, kWrongCrc, kWrongDigest, kCutShort, kHostileHeader };
   std::deque<ExportFault> export_faults;
