@@ -164,12 +164,16 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::Open(const Declara
   return stream;
 }
 
+// For a new stream's snapshot and for the next one, which is written before the last one goes.
+absl::Status Statistics::CheckRoom(const Declaration& d) const {
+  const int64_t bytes = d.spec.SumElements() * static_cast<int64_t>(sizeof(double));
+  return blobs_.CheckRoom(d.tenant, d.spec.is_paired() ? 2 * bytes : bytes);  // else: triangles
+}
+
 absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Declaration& d) {
-  // Room for the sum and for the next one, which is written before the last one goes.
-  const int64_t sum_bytes = d.spec.SumElements() * static_cast<int64_t>(sizeof(double));
-  if (absl::Status status = blobs_.CheckRoom(d.tenant, 2 * sum_bytes); !status.ok()) return status;
   absl::StatusOr<StatisticRecord> record = jobs_.GetStatistic(d.tenant, d.statistic);
   if (absl::IsNotFound(record.status())) {
+    if (absl::Status status = CheckRoom(d); !status.ok()) return status;
     StatisticRecord created;
     created.tenant = d.tenant;
     created.statistic_id = d.statistic;
@@ -190,6 +194,9 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
   stream.dtype = d.dtype;
   const auto known = std::find_if(record->streams.begin(), record->streams.end(),
                                   [&](const auto& s) { return s.stream_id == d.stream_id; });
+  if (known == record->streams.end()) {
+    if (absl::Status status = CheckRoom(d); !status.ok()) return status;
+  }
   std::shared_ptr<const compute::SecondMoment> start;
   if (known != record->streams.end()) {
     if (known->dtype != d.dtype) {

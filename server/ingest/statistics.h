@@ -82,6 +82,7 @@ class Statistics {
   };
   absl::Status Hold(const Declaration& declaration);
   absl::StatusOr<std::shared_ptr<ActivationStream>> OpenHeld(const Declaration& declaration);
+  absl::Status CheckRoom(const Declaration& declaration) const;
   // Keeps writers out for the scope of a seal or delete; FAILED_PRECONDITION while streams are
   // open.
   absl::Status BeginClosing(const StatisticKey& key);

@@ -15,6 +15,7 @@ from .server_process import Server, eventually
 from .wire import (
     F32,
     ActivationStream,
+    activation_chunk,
     activation_header,
     activations_like,
     create_job,
@@ -90,6 +91,21 @@ def test_streams_and_imports_that_do_not_fit(limited: Server) -> None:
     assert stored >= 1
     assert _stored(limited) <= LIMIT
     works(limited.api)
+
+
+def test_a_stream_goes_on_where_no_new_one_fits(limited: Server) -> None:
+    name = limited.api.statistic_name("s")
+    values = activations_like(8, 128, 1)  # a snapshot of 66 kB and a little
+    header = activation_header(name, 128, sample_rows=8)
+    stream = ActivationStream(limited.api, header)
+    stream.send(activation_chunk(1, values[:4]))
+    assert stream.finish().durable_seq == 1
+    with refused("RESOURCE_EXHAUSTED", "STORAGE_QUOTA"):
+        ActivationStream(limited.api, activation_header(name, 128, "b", sample_rows=8))
+    stream = ActivationStream(limited.api, header)
+    stream.send(activation_chunk(2, values[4:]))
+    assert stream.finish().durable_seq == 2
+    assert get_statistic(limited.api, name).tokens == 8
 
 
 def test_a_result_that_does_not_fit_fails_its_layer(limited: Server) -> None:
