@@ -127,8 +127,12 @@ JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Back
                                        ? config.limits.max_layer_bytes
                                        : backend.Describe().memory_bytes / 4 * 3;
   for (const TenantConfig& tenant : config.tenants) {
-    options.tenant_weights[tenant.name] = tenant.weight;
+    options.tenants[tenant.name] = {
+        .weight = tenant.weight,
+        .quota = {.max_running = tenant.max_running_layers,
+                  .max_seconds_per_day = tenant.max_device_seconds_per_day}};
   }
+  options.priority_ageing = absl::Seconds(config.priority_ageing_seconds);
   return options;
 }
 
@@ -154,7 +158,7 @@ JobEvents EventsFor(Metrics& metrics) {
   };
   JobEvents events;
   events.started = [&metrics, job_name](const WorkItem& item, absl::Duration wait) {
-    metrics.QueueWait(absl::ToDoubleSeconds(wait));
+    metrics.QueueWait(item.priority, absl::ToDoubleSeconds(wait));
     Log(LogLevel::kDebug, "layers_started", {{"job", job_name(item)}, {"group", item.group}});
   };
   events.succeeded = [&metrics, job_name](const WorkItem& item,
@@ -179,13 +183,32 @@ JobEvents EventsFor(Metrics& metrics) {
          {"seconds", seconds}});
   };
   events.failed = [&metrics, job_name](const WorkItem& item, const absl::Status& status) {
-    metrics.LayerFinished(item.tenant, "", "", absl::IsCancelled(status) ? "cancelled" : "failed",
+    const bool is_expired = absl::IsDeadlineExceeded(status);
+    const bool is_failure = !absl::IsCancelled(status) && !is_expired;
+    metrics.LayerFinished(item.tenant, "", "",
+                          is_failure   ? "failed"
+                          : is_expired ? "expired"
+                                       : "cancelled",
                           0.0);
-    Log(absl::IsCancelled(status) ? LogLevel::kInfo : LogLevel::kError, "layers_failed",
+    Log(is_failure ? LogLevel::kError : LogLevel::kInfo, "layers_failed",
         {{"job", job_name(item)}, {"group", item.group}, {"error", status.ToString()}});
   };
-  events.used = [&metrics](const WorkItem& item, double seconds) {
-    metrics.DeviceSeconds(item.tenant, seconds);
+  // ./dev simulate --load reads these lines.
+  events.ended = [&metrics, job_name](const WorkItem& item, const WorkTimes& times) {
+    metrics.DeviceSeconds(item.tenant, times.device_seconds);
+    Log(LogLevel::kInfo, "work_ended",
+        {{"job", job_name(item)},
+         {"group", item.group},
+         {"priority", item.priority},
+         {"ready", absl::ToUnixMicros(times.ready) / 1e6},
+         {"started", absl::ToUnixMicros(times.started) / 1e6},
+         {"estimate", item.estimated_seconds},
+         {"seconds", times.device_seconds},
+         {"bytes", item.peak_bytes}});
+  };
+  events.expired = [&metrics](const std::string& tenant, const std::string& job) {
+    metrics.JobExpired();
+    Log(LogLevel::kInfo, "job_expired", {{"job", absl::StrCat("tenants/", tenant, "/jobs/", job)}});
   };
   return events;
 }
@@ -248,8 +271,17 @@ void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine
   if (const auto stored = blobs.StoredBytes(); stored.ok()) metrics.SetStoredBytes(*stored);
 
   std::map<std::string, int> waiting;
-  for (const auto& [tenant, load] : engine.Loads()) waiting[tenant] = load.waiting;
+  std::map<QuotaKind, int> held;
+  for (const auto& [tenant, load] : engine.Loads()) {
+    waiting[tenant] = load.waiting;
+    if (load.quota_wait.has_value()) held[load.quota_wait->kind] += load.waiting;
+  }
   metrics.SetQueueDepth(waiting);
+  for (const QuotaKind kind : {QuotaKind::kRunning, QuotaKind::kSecondsPerDay}) {
+    metrics.SetQuotaWaiting(NameOf(kind), held[kind]);
+  }
+  const Scheduler::Preemptions preemptions = engine.Preemptions();
+  metrics.SetPreemptions(preemptions.by_priority, preemptions.by_share);
   std::map<std::string, int> running;
   const std::vector<int> busy = engine.RunningBySlot();
   for (size_t slot = 0; slot < busy.size(); ++slot) {

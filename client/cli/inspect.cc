@@ -32,6 +32,15 @@ json ToJson(const client::Job& job) {
                  {"create_time", Rfc3339(job.create_time)},
                  {"end_time", nullptr}};
   if (job.end_time) object["end_time"] = Rfc3339(*job.end_time);
+  object["priority"] = std::string(NameOf(job.priority));
+  object["deadline"] = job.deadline ? json(Rfc3339(*job.deadline)) : json(nullptr);
+  object["queue_position"] = job.queue_position;
+  object["eta_seconds"] = job.eta_seconds ? json(*job.eta_seconds) : json(nullptr);
+  if (job.quota_wait) {
+    object["quota_wait"] = {{"quota", job.quota_wait->quota},
+                            {"description", job.quota_wait->description}};
+    if (job.quota_wait->until) object["quota_wait"]["until"] = Rfc3339(*job.quota_wait->until);
+  }
   for (const client::Layer& layer : job.layers) {
     object["layers"].push_back({{"layer", layer.layer_id},
                                 {"rows", layer.rows},
@@ -138,14 +147,15 @@ absl::Status ShowJobs(client::Client& client, const Output& output) {
   const absl::StatusOr<std::vector<client::Job>> jobs = client.ListJobs();
   if (!jobs.ok()) return jobs.status();
   std::vector<std::vector<std::string>> rows = {
-      {"JOB", "STATE", "RECIPE", "FINISHED", "CREATED", "NAME"}};
+      {"JOB", "STATE", "PRIORITY", "QUEUE", "RECIPE", "FINISHED", "CREATED", "NAME"}};
   for (const client::Job& job : *jobs) {
     if (output.json) PrintLine(ToJson(job));
     rows.push_back({LastSegment(job.name), std::string(NameOf(job.state)),
+                    std::string(NameOf(job.priority)), DescribeQueue(job),
                     DescribeRecipe(job.recipe), absl::StrCat(job.finished_layers),
                     LocalTime(job.create_time), job.display_name});
   }
-  if (!output.json) Print(rows.size() == 1 ? "no jobs\n" : FormatTable(rows, {3}));
+  if (!output.json) Print(rows.size() == 1 ? "no jobs\n" : FormatTable(rows, {5}));
   return absl::OkStatus();
 }
 
@@ -174,10 +184,7 @@ absl::Status WatchJob(client::Client& client, const std::string& job, const Outp
   const InterruptScope scope(client);
   const auto last = client.WatchJob(job, [&](const client::JobUpdate& update) {
     if (output.json) {
-      json line = ToJson(update.job);
-      line["queue_position"] = update.queue_position;
-      line["eta_seconds"] = update.eta_seconds ? json(*update.eta_seconds) : json(nullptr);
-      PrintLine(line);
+      PrintLine(ToJson(update.job));
       std::fflush(stdout);
     }
     display.Update(update);

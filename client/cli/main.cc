@@ -359,6 +359,14 @@ void AddQuantize(CLI::App* app, Arguments* arguments, Command* chosen) {
       ->type_name("DIR");
   command->add_option("--job", options->job_id, "Id of the job; the server picks one if not given")
       ->type_name("ID");
+  AddNamed(command, "--priority", &options->priority, client::ParsePriority,
+           "Among your own jobs: low, normal (default) or high");
+  command
+      ->add_option_function<double>(
+          "--deadline", [options](double seconds) { options->deadline = absl::Seconds(seconds); },
+          "Give up when the job has not ended after so many seconds")
+      ->check(CLI::PositiveNumber)
+      ->type_name("SECONDS");
   auto* keep = command->add_flag_callback(
       "--keep", [options] { options->keep = true; },
       "Keep the job and its statistic on the server (default)");

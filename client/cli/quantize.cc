@@ -220,6 +220,8 @@ absl::Status Run::CreateJob() {
   spec.job_id = options_.job_id;
   spec.display_name = std::filesystem::path(options_.weights).filename().string().substr(0, 200);
   spec.recipe = options_.recipe;
+  spec.priority = options_.priority;
+  if (options_.deadline) spec.deadline = absl::Now() + *options_.deadline;
   client::Layer layer;
   layer.layer_id = LayerIdOf(inputs_.weight.entry.name);
   layer.rows = inputs_.weight.rows();

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "client/cli/terminal.h"
 #include "client/cpp/client.h"
 #include "compute/recipe/recipe.h"
@@ -33,7 +34,9 @@ struct QuantizeOptions {
   compute::Recipe recipe;
   std::string out;
   std::string job_id;
-  bool keep = true;  // the job and the statistic, once the results are saved
+  client::Priority priority = client::Priority::kNormal;
+  std::optional<absl::Duration> deadline;  // from the job's creation
+  bool keep = true;                        // the job and the statistic, once the results are saved
 };
 
 // One layer, whole round trip: creates a job, uploads, streams or imports the calibration data,

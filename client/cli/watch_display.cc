@@ -68,8 +68,8 @@ void WatchDisplay::PrintChanges(const JobUpdate& update) {
     known->second = layer.state;
     if (!every_state_ && layer.state != LayerState::kFailed) continue;
     std::string line = DescribeLayer(layer);
-    if (layer.state == LayerState::kQueued && update.queue_position > 0) {
-      absl::StrAppend(&line, ", job at position ", update.queue_position);
+    if (layer.state == LayerState::kQueued && update.job.queue_position > 0) {
+      absl::StrAppend(&line, ", job at position ", update.job.queue_position);
     }
     bar_.PrintAbove(line);
   }
@@ -88,11 +88,23 @@ void WatchDisplay::DrawBar(const JobUpdate& update) {
 
 std::string DescribeJob(const JobUpdate& update) {
   std::string text(NameOf(update.job.state));
-  if (update.queue_position > 0) absl::StrAppend(&text, ", position ", update.queue_position);
-  if (update.eta_seconds && !HasEnded(update.job.state)) {
-    absl::StrAppend(&text, ", ", HumanSeconds(*update.eta_seconds), " left");
+  if (const std::string queue = DescribeQueue(update.job); queue != "-") {
+    absl::StrAppend(&text, ", ", queue);
   }
   return text;
+}
+
+std::string DescribeQueue(const client::Job& job) {
+  std::vector<std::string> parts;
+  if (job.queue_position > 0) parts.push_back(absl::StrCat("position ", job.queue_position));
+  if (job.eta_seconds) parts.push_back(absl::StrCat(HumanSeconds(*job.eta_seconds), " left"));
+  if (job.quota_wait) {
+    parts.push_back(absl::StrCat("waits for ", job.quota_wait->quota));
+    if (job.quota_wait->until) {
+      absl::StrAppend(&parts.back(), " until ", LocalTime(*job.quota_wait->until));
+    }
+  }
+  return parts.empty() ? "-" : absl::StrJoin(parts, ", ");
 }
 
 absl::Status Outcome(const client::Job& job) {

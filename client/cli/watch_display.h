@@ -29,6 +29,8 @@ class WatchDisplay {
 
 // "queued, position 3", "running, 12 s left".
 std::string DescribeJob(const client::JobUpdate& update);
+// "position 3, 2 min left, waits for max_running_layers"; "-" where there is nothing to say.
+std::string DescribeQueue(const client::Job& job);
 // Why a job did not succeed; OK where it did.
 absl::Status Outcome(const client::Job& job);
 

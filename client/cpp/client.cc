@@ -104,6 +104,13 @@ absl::StatusOr<CreatedJob> Client::CreateJob(const JobSpec& spec, bool validate_
   request.set_validate_only(validate_only);
   request.mutable_job()->set_display_name(spec.display_name);
   *request.mutable_job()->mutable_recipe() = ToWire(spec.recipe);
+  request.mutable_job()->set_priority(static_cast<v1::Priority>(spec.priority));
+  if (spec.deadline) {
+    const int64_t micros = absl::ToUnixMicros(*spec.deadline);
+    request.mutable_job()->mutable_deadline()->set_seconds(micros / 1'000'000);
+    request.mutable_job()->mutable_deadline()->set_nanos(static_cast<int32_t>(micros % 1'000'000) *
+                                                         1000);
+  }
   for (const Layer& layer : spec.layers) {
     absl::StatusOr<v1::Layer> wire = ToWire(layer);
     if (!wire.ok()) return wire.status();

@@ -43,6 +43,8 @@ struct JobSpec {
   std::string display_name;
   compute::Recipe recipe;
   std::vector<Layer> layers;
+  Priority priority = Priority::kUnspecified;  // normal
+  std::optional<absl::Time> deadline = std::nullopt;
 };
 
 struct CreatedJob {

@@ -231,6 +231,15 @@ Job FromWire(const v1::Job& wire) {
   job.create_time = FromWire(wire.create_time());
   if (wire.has_end_time()) job.end_time = FromWire(wire.end_time());
   job.finished_layers = wire.finished_layers();
+  job.priority = static_cast<Priority>(wire.priority());
+  if (wire.has_deadline()) job.deadline = FromWire(wire.deadline());
+  job.queue_position = wire.queue_position();
+  if (wire.has_eta_seconds()) job.eta_seconds = wire.eta_seconds();
+  if (wire.has_quota_wait()) {
+    const v1::QuotaWait& wait = wire.quota_wait();
+    job.quota_wait = QuotaWait{wait.quota(), wait.description(), std::nullopt};
+    if (wait.has_until()) job.quota_wait->until = FromWire(wait.until());
+  }
   return job;
 }
 
@@ -267,11 +276,7 @@ Plan FromWire(const v1::Plan& wire) {
   return plan;
 }
 
-JobUpdate FromWire(const v1::WatchJobResponse& wire) {
-  JobUpdate update{FromWire(wire.job()), wire.queue_position(), std::nullopt};
-  if (wire.has_eta_seconds()) update.eta_seconds = wire.eta_seconds();
-  return update;
-}
+JobUpdate FromWire(const v1::WatchJobResponse& wire) { return {FromWire(wire.job())}; }
 
 Statistic FromWire(const v1::Statistic& wire) {
   Statistic statistic;

@@ -1,5 +1,7 @@
 #include "client/cpp/resources.h"
 
+#include "absl/strings/str_cat.h"
+
 namespace quantd::client {
 
 absl::string_view NameOf(JobState state) {
@@ -40,6 +42,27 @@ absl::string_view NameOf(LayerState state) {
       return "cancelled";
   }
   return "unknown";
+}
+
+absl::string_view NameOf(Priority priority) {
+  switch (priority) {
+    case Priority::kUnspecified:
+      break;
+    case Priority::kLow:
+      return "low";
+    case Priority::kNormal:
+      return "normal";
+    case Priority::kHigh:
+      return "high";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<Priority> ParsePriority(absl::string_view name) {
+  for (const Priority priority : {Priority::kLow, Priority::kNormal, Priority::kHigh}) {
+    if (name == NameOf(priority)) return priority;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("expected low, normal or high, got '", name, "'"));
 }
 
 absl::string_view NameOf(StatisticState state) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "compute/recipe/recipe.h"
@@ -24,6 +25,7 @@ enum class JobState {
   kFailed,
   kCancelled
 };
+enum class Priority { kUnspecified, kLow, kNormal, kHigh };
 enum class LayerState {
   kUnspecified,
   kWaiting,
@@ -39,6 +41,8 @@ enum class StatisticKind { kUnspecified, kSecondMoment, kWeighted, kCrossMoment,
 
 absl::string_view NameOf(JobState state);  // "running"
 absl::string_view NameOf(LayerState state);
+absl::string_view NameOf(Priority priority);  // "high"
+absl::StatusOr<Priority> ParsePriority(absl::string_view name);
 absl::string_view NameOf(StatisticState state);
 absl::string_view NameOf(StatisticKind kind);  // "second_moment"
 bool HasEnded(JobState state);
@@ -67,6 +71,13 @@ struct Layer {
   double device_seconds = 0.0;
 };
 
+// Why ready layers of a job wait although devices may be free.
+struct QuotaWait {
+  std::string quota;  // the tenant's limit that is used up
+  std::string description;
+  std::optional<absl::Time> until;  // when it starts anew
+};
+
 struct Job {
   std::string display_name;
   compute::Recipe recipe;
@@ -77,6 +88,12 @@ struct Job {
   absl::Time create_time;
   std::optional<absl::Time> end_time;
   int64_t finished_layers = 0;
+  Priority priority = Priority::kUnspecified;
+  std::optional<absl::Time> deadline;
+  // While it has not ended.
+  int64_t queue_position = 0;  // 0: nothing waits
+  std::optional<double> eta_seconds;
+  std::optional<QuotaWait> quota_wait;
 };
 
 struct JobEstimate {
@@ -87,8 +104,6 @@ struct JobEstimate {
 
 struct JobUpdate {
   Job job;
-  int64_t queue_position = 0;
-  std::optional<double> eta_seconds;
 };
 
 struct PlannedLayer {

@@ -74,6 +74,8 @@ TenantConfig TenantFrom(const config::v1::TenantConfig& from) {
   TenantConfig tenant;
   tenant.name = from.name();
   TakeIfGiven(from.weight(), tenant.weight);
+  tenant.max_running_layers = from.max_running_layers();
+  tenant.max_device_seconds_per_day = from.max_device_seconds_per_day();
   TakeIfGiven(from.max_stored_bytes(), tenant.max_stored_bytes);
   if (!from.token_sha256().empty()) {
     tenant.tokens.push_back(
@@ -136,6 +138,7 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   config.shared_memory = proto.shared_memory();
   TakeIfGiven(proto.log_level(), config.log_level);
   TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
+  TakeIfGiven(proto.priority_ageing_seconds(), config.priority_ageing_seconds);
   config.retention = RetentionFrom(proto.retention());
   return config;
 }

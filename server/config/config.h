@@ -40,7 +40,9 @@ struct TenantConfig {
   double weight = 1.0;                   // share of device time under contention
   std::vector<TokenConfig> tokens = {};  // token_sha256 is the first of them, "token"
   std::vector<CertificateConfig> certificates = {};
-  int64_t max_stored_bytes = 0;  // 0: limits.max_stored_bytes
+  int max_running_layers = 0;               // 0: no limit
+  double max_device_seconds_per_day = 0.0;  // 0: no limit
+  int64_t max_stored_bytes = 0;             // 0: limits.max_stored_bytes
   bool operator==(const TenantConfig&) const = default;
 };
 
@@ -109,6 +111,7 @@ struct ServerConfig {
   bool shared_memory = false;
   std::string log_level = "info";
   int drain_seconds = 20;
+  int priority_ageing_seconds = 3600;
   RetentionConfig retention;
   bool operator==(const ServerConfig&) const = default;
 };

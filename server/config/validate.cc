@@ -61,6 +61,7 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"cpu_slots", config.cpu_slots, 1, 1024},
       {"cuda_slots", config.cuda_slots, 1, 64},
       {"drain_seconds", config.drain_seconds, 0, 86'400},
+      {"priority_ageing_seconds", config.priority_ageing_seconds, 1, 30 * 86'400},
   };
   for (const Range& range : ranges) {
     if (range.value < range.least || range.value > range.most) {
@@ -161,6 +162,15 @@ absl::Status CheckTenant(const ServerConfig& config, const std::string& field,
   if (!std::isfinite(tenant.weight) || tenant.weight <= 0 || tenant.weight > kLargestWeight) {
     return Refuse(absl::StrCat(field, ".weight"), "expected more than 0 and at most ",
                   kLargestWeight, ", got ", tenant.weight);
+  }
+  if (tenant.max_running_layers < 0) {
+    return Refuse(absl::StrCat(field, ".max_running_layers"),
+                  "expected at least 1, or 0 for no limit, got ", tenant.max_running_layers);
+  }
+  const double seconds = tenant.max_device_seconds_per_day;
+  if (!std::isfinite(seconds) || seconds < 0) {
+    return Refuse(absl::StrCat(field, ".max_device_seconds_per_day"),
+                  "expected more than 0, or 0 for no limit, got ", seconds);
   }
   return absl::OkStatus();
 }

@@ -168,7 +168,7 @@ absl::Status Fsck::CheckJobs() {
   absl::Status read = ForEachRow(
       *database_,
       "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers FROM jobs ORDER BY tenant, job_id",
+      " finished_layers, priority, deadline_us FROM jobs ORDER BY tenant, job_id",
       {}, [&](Query& row) {
         auto job = sqlite::ReadJob(row, recipes);
         if (job.ok()) {

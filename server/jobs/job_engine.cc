@@ -14,9 +14,6 @@
 namespace quantd::server {
 namespace {
 
-// Before a change that the store refused is tried again.
-constexpr absl::Duration kUntilSettled = absl::Milliseconds(500);
-
 const LayerGroup* FindGroup(const std::vector<LayerGroup>& groups, const std::string& key) {
   const auto found =
       std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.key == key; });
@@ -78,12 +75,10 @@ JobEngine::JobEngine(JobStore& jobs, BlobStore& blobs, std::vector<compute::Back
       events_(std::move(events)),
       slot_backends_(BackendOfEachSlot(backends_, options_.cpu_slots, options_.cuda_slots)),
       slots_(SlotsOn(slot_backends_)),
-      scheduler_(slots_),
+      scheduler_(slots_, options_.priority_ageing),
       busy_(slots_.size(), 0) {
   absl::MutexLock lock(&mutex_);
-  for (const auto& [tenant, weight] : options_.tenant_weights) {
-    scheduler_.SetWeight(tenant, weight);
-  }
+  SetTenantsLocked(options_.tenants);
 }
 
 JobEngine::~JobEngine() { Drain(absl::Now()); }
@@ -91,11 +86,15 @@ JobEngine::~JobEngine() { Drain(absl::Now()); }
 absl::Status JobEngine::Start() {
   absl::StatusOr<std::vector<JobRecord>> unfinished = jobs_.UnfinishedJobs();
   if (!unfinished.ok()) return unfinished.status();
+  const int64_t today = Scheduler::DayOf(absl::Now());
+  const auto used = jobs_.DeviceSecondsOf(today);
+  if (!used.ok()) return used.status();
   {
     absl::MutexLock lock(&mutex_);
+    for (const auto& [tenant, seconds] : *used) scheduler_.RestoreUse(tenant, today, seconds);
     for (const JobRecord& job : *unfinished) {
       const JobKey key{job.tenant, job.job_id};
-      live_[key];
+      live_[key].deadline = job.deadline;
       // What ran when the server stopped runs again from the start of its layer.
       auto reset =
           jobs_.UpdateJob(job.tenant, job.job_id, [](JobRecord& j, std::vector<ArtifactRecord>&) {
@@ -106,9 +105,11 @@ absl::Status JobEngine::Start() {
             return absl::OkStatus();
           });
       if (!reset.ok()) return reset.status();
-      RefreshLocked(key);
     }
+    ExpireLocked(absl::Now());
+    for (const JobRecord& job : *unfinished) RefreshLocked({job.tenant, job.job_id});
   }
+  threads_.emplace_back([this] { RunClock(); });
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     threads_.emplace_back([this, slot] { RunSlot(static_cast<int>(slot)); });
   }
@@ -116,7 +117,14 @@ absl::Status JobEngine::Start() {
 }
 
 absl::StatusOr<JobEstimate> JobEngine::Validate(JobRecord& job) const {
-  absl::StatusOr<JobEstimate> estimate = PrepareJob(job, options_.limits, *backends_.front());
+  JobLimits limits = options_.limits;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (const auto tenant = tenants_.find(job.tenant); tenant != tenants_.end()) {
+      limits.max_layer_seconds = tenant->second.quota.max_seconds_per_day;
+    }
+  }
+  absl::StatusOr<JobEstimate> estimate = PrepareJob(job, limits, *backends_.front());
   if (!estimate.ok()) return estimate;
   if (absl::Status s = CheckStatistics(job); !s.ok()) return s;
   if (absl::Status s = TakeWeights(jobs_, job); !s.ok()) return s;
@@ -149,7 +157,8 @@ absl::StatusOr<JobRecord> JobEngine::Create(JobRecord job) {
   }
   if (absl::Status s = jobs_.InsertJob(job, options_.max_jobs_per_tenant); !s.ok()) return s;
   const JobKey key{job.tenant, job.job_id};
-  live_[key];
+  live_[key].deadline = job.deadline;
+  if (job.deadline.has_value()) clock_wake_.Signal();
   // Layers that have taken their weight from another one may be ready at once.
   const bool has_weights = std::any_of(job.layers.begin(), job.layers.end(), [](const auto& layer) {
     return !layer.weight.name.empty();
@@ -164,8 +173,7 @@ absl::StatusOr<JobView> JobEngine::Get(const std::string& tenant, const std::str
   JobView view;
   view.job = std::move(*record);
   absl::MutexLock lock(&mutex_);
-  view.queue_position = scheduler_.QueuePosition(tenant, job);
-  view.eta_seconds = scheduler_.EtaSeconds(tenant, job);
+  view.queue = QueueLocked({tenant, job});
   if (const auto live = live_.find({tenant, job}); live != live_.end()) {
     for (const auto& [key, running] : live->second.running) {
       for (const std::string& id : running->layer_ids) view.progress[id] = running->progress;
@@ -174,28 +182,124 @@ absl::StatusOr<JobView> JobEngine::Get(const std::string& tenant, const std::str
   return view;
 }
 
+QueueView JobEngine::Queue(const std::string& tenant, const std::string& job) {
+  absl::MutexLock lock(&mutex_);
+  return QueueLocked({tenant, job});
+}
+
+// A forecast is used for twenty times as long as it took to make: watchers of a long queue must not
+// keep the slots waiting.
+QueueView JobEngine::QueueLocked(const JobKey& key) {
+  const absl::Time now = absl::Now();
+  const bool is_waiting = scheduler_.waiting_jobs().contains(key);
+  const auto live = live_.find(key);
+  if (!is_waiting && (live == live_.end() || live->second.running.empty())) return {};
+  if (forecast_version_ != scheduler_.version() && now - forecast_time_ > 20 * forecast_cost_) {
+    forecast_ = ForecastQueue(scheduler_, now);
+    forecast_version_ = scheduler_.version();
+    forecast_time_ = now;
+    forecast_cost_ = absl::Now() - now;
+  }
+  QueueView view;
+  if (const auto known = forecast_.find(key); known != forecast_.end()) {
+    view.position = is_waiting ? std::max(1, known->second.position) : 0;
+    if (known->second.done < absl::InfiniteFuture()) {
+      view.eta_seconds = std::max(0.0, absl::ToDoubleSeconds(known->second.done - now));
+    }
+  }
+  if (is_waiting) view.quota_wait = scheduler_.WaitsForQuota(key.first, now);
+  return view;
+}
+
 absl::StatusOr<JobRecord> JobEngine::Cancel(const std::string& tenant, const std::string& job) {
   absl::MutexLock lock(&mutex_);
-  const JobKey key{tenant, job};
+  return EndLocked({tenant, job}, Stop::kCancelled,
+                   [](LayerRecord& layer) { layer.state = LayerState::kCancelled; });
+}
+
+absl::StatusOr<JobRecord> JobEngine::EndLocked(const JobKey& key, Stop stop,
+                                               absl::FunctionRef<void(LayerRecord&)> end_layer) {
   absl::StatusOr<JobRecord> record =
-      jobs_.UpdateJob(tenant, job, [](JobRecord& j, std::vector<ArtifactRecord>&) {
+      jobs_.UpdateJob(key.first, key.second, [&](JobRecord& j, std::vector<ArtifactRecord>&) {
         for (LayerRecord& layer : j.layers) {
-          if (!HasEnded(layer.state)) layer.state = LayerState::kCancelled;
+          if (!HasEnded(layer.state)) end_layer(layer);
         }
         DeriveJobState(j, absl::Now());
         return absl::OkStatus();
       });
   if (!record.ok()) return record;
-  scheduler_.RemoveJob(tenant, job);
+  scheduler_.RemoveJob(key.first, key.second);
   if (const auto live = live_.find(key); live != live_.end()) {
     // The slots notice, throw away what they have and drop the job.
-    for (auto& [group, running] : live->second.running) running->cancel.Cancel();
+    for (auto& [group, running] : live->second.running) {
+      running->stop = stop;
+      running->cancel.Cancel();
+    }
+    live->second.deadline.reset();
     live->second.queued.clear();
     live->second.waiting_for.clear();
     if (live->second.running.empty()) live_.erase(live);
   }
   NotifyLocked(key);
   return record;
+}
+
+void JobEngine::ExpireLocked(absl::Time now) {
+  std::vector<JobKey> due;
+  for (const auto& [key, live] : live_) {
+    if (live.deadline.has_value() && *live.deadline <= now) due.push_back(key);
+  }
+  for (const JobKey& key : due) {
+    const absl::Status expired = Error(
+        absl::StatusCode::kDeadlineExceeded, "JOB_EXPIRED",
+        absl::StrCat("the job's deadline, ",
+                     absl::FormatTime(*live_[key].deadline, absl::UTCTimeZone()), ", has passed"));
+    bool has_ended_layers = false;
+    // Where the store fails, the next tick tries again.
+    const auto record = EndLocked(key, Stop::kExpired, [&](LayerRecord& layer) {
+      layer.state = LayerState::kFailed;
+      layer.error = expired;
+      has_ended_layers = true;
+    });
+    if (record.ok() && has_ended_layers) events_.expired(key.first, key.second);
+  }
+}
+
+void JobEngine::RunClock() {
+  constexpr absl::Duration kTick = absl::Seconds(1);
+  absl::MutexLock lock(&mutex_);
+  while (!draining_) {
+    const absl::Time now = absl::Now();
+    const absl::Time release = scheduler_.NextRelease(now);
+    absl::Time next = std::min(now + kTick, release);
+    for (const auto& [key, live] : live_) next = std::min(next, live.deadline.value_or(next));
+    clock_wake_.WaitWithDeadline(&mutex_, std::max(next, now + absl::Milliseconds(20)));
+    if (draining_) return;
+    SettleLocked();
+    ExpireLocked(absl::Now());
+    if (release <= absl::Now()) wake_.SignalAll();
+    if (notified_version_ == scheduler_.version()) continue;
+    notified_version_ = scheduler_.version();
+    NotifyWaitingLocked();
+  }
+}
+
+void JobEngine::SetTenants(const std::map<std::string, TenantShare>& tenants) {
+  absl::MutexLock lock(&mutex_);
+  SetTenantsLocked(tenants);
+  wake_.SignalAll();
+}
+
+void JobEngine::SetTenantsLocked(const std::map<std::string, TenantShare>& tenants) {
+  const auto set = [&](const std::string& name, const TenantShare& share) {
+    scheduler_.SetWeight(name, share.weight);
+    scheduler_.SetQuota(name, share.quota);
+  };
+  for (const auto& [name, share] : tenants_) {
+    if (!tenants.contains(name)) set(name, {});
+  }
+  for (const auto& [name, share] : tenants) set(name, share);
+  tenants_ = tenants;
 }
 
 absl::Status JobEngine::Delete(const std::string& tenant, const std::string& job) {
@@ -277,8 +381,8 @@ void JobEngine::RefreshLocked(const JobKey& key) {
           const compute::LayerEstimate estimate = compute::EstimateLayer(
               first.recipe, group.rows, group.cols, !first.statistic_id.empty(),
               backends_.front()->Describe().flops_per_second);
-          ready.push_back(
-              {key.first, key.second, group.key, estimate.device_seconds, estimate.peak_bytes});
+          ready.push_back({key.first, key.second, group.key, estimate.device_seconds,
+                           estimate.peak_bytes, static_cast<int>(job.priority)});
         }
         DeriveJobState(job, absl::Now());
         return absl::OkStatus();
@@ -327,45 +431,61 @@ void JobEngine::RunSlot(int slot) {
   for (;;) {
     std::optional<WorkItem> item;
     std::shared_ptr<RunningGroup> running;
-    absl::Time queued_since = absl::Now();
+    WorkTimes times;
+    DeviceUse use;
     {
       absl::MutexLock lock(&mutex_);
-      while (!draining_ && !(item = scheduler_.Next(slot)).has_value()) {
-        wake_.WaitWithTimeout(&mutex_, kUntilSettled);
-        SettleLocked();
+      while (!draining_ && !(item = scheduler_.Next(slot, absl::Now())).has_value()) {
+        wake_.Wait(&mutex_);
       }
       if (!item.has_value()) return;
       busy_[slot] = 1;
+      use.day = scheduler_.RunningOn(slot)->day;
+      times.ready = times.started = absl::Now();
       if (const auto live = live_.find({item->tenant, item->job_id}); live != live_.end()) {
-        queued_since = live->second.queued[item->group];
+        times.ready = live->second.queued[item->group];
       }
       running = BeginLocked(*item);
     }
-    double device_seconds = 0.0;
     bool is_unsettled = false;
     if (running != nullptr) {
-      events_.started(*item, absl::Now() - queued_since);
+      events_.started(*item, times.started - times.ready);
       absl::Status status;
       try {
-        status = RunGroup(backend, *item, running, device_seconds);
+        status = RunGroup(backend, *item, running, use);
       } catch (const std::bad_alloc&) {
         status = absl::ResourceExhaustedError("out of memory");
       }
-      // A layer that is stopped by a drain stays as it is in the store and runs again.
-      if (!status.ok() && !absl::IsCancelled(status)) {
-        const absl::Status told = CommitFailure(*item, status);
-        is_unsettled = !told.ok() && !absl::IsNotFound(told);
-      }
-      if (!status.ok()) events_.failed(*item, status);
-      events_.used(*item, device_seconds);
+      is_unsettled = !Conclude(*item, *running, status, use);
+      times.device_seconds = use.seconds;
+      events_.ended(*item, times);
     }
     absl::MutexLock lock(&mutex_);
     busy_[slot] = 0;
-    scheduler_.Finish(slot, device_seconds);
+    scheduler_.Finish(slot, use.seconds);
     FinishLocked(*item);
     if (is_unsettled) unsettled_.insert({item->tenant, item->job_id});
     wake_.SignalAll();
   }
+}
+
+// What succeeded is in the store already, with its use of the device.
+bool JobEngine::Conclude(const WorkItem& item, const RunningGroup& running, absl::Status status,
+                         const DeviceUse& use) {
+  if (status.ok()) return true;
+  // A layer that a drain stopped stays as it is in the store and runs again: it pays then.
+  const bool is_drained = absl::IsCancelled(status) && running.stop == Stop::kDrained;
+  const bool is_stopped = absl::IsCancelled(status) && !is_drained;
+  absl::Status told;
+  if (!is_drained && !is_stopped) told = CommitFailure(item, status, use);
+  if (is_stopped || absl::IsNotFound(told)) {
+    jobs_.AddDeviceUse(item.tenant, use).IgnoreError();
+  }
+  if (is_stopped && running.stop == Stop::kExpired) {
+    status = absl::DeadlineExceededError("the job's deadline has passed");
+  }
+  events_.failed(item, status);
+  return told.ok() || absl::IsNotFound(told);
 }
 
 std::shared_ptr<JobEngine::RunningGroup> JobEngine::BeginLocked(const WorkItem& item) {
@@ -456,8 +576,7 @@ absl::StatusOr<JobEngine::LoadedStatistics> JobEngine::LoadStatistics(
 }
 
 absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item,
-                                 const std::shared_ptr<RunningGroup>& running,
-                                 double& device_seconds) {
+                                 const std::shared_ptr<RunningGroup>& running, DeviceUse& use) {
   absl::StatusOr<JobRecord> job = jobs_.GetJob(item.tenant, item.job_id);
   if (!job.ok()) return job.status();
   const std::vector<LayerGroup> groups = GroupsOf(*job);
@@ -481,7 +600,7 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
         running->progress = {std::string(progress.stage), progress.fraction};
         NotifyLocked(key);
       });
-  device_seconds = absl::ToDoubleSeconds(absl::Now() - started);
+  use.seconds = absl::ToDoubleSeconds(absl::Now() - started);
   if (!results.ok()) return results.status();
 
   std::vector<ArtifactRecord> produced;
@@ -498,18 +617,20 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
       }
     }
     return jobs_
-        .UpdateJob(item.tenant, item.job_id,
-                   [&](JobRecord& j, std::vector<ArtifactRecord>& artifacts) -> absl::Status {
-                     for (const size_t index : group->members) {
-                       LayerRecord& layer = j.layers[index];
-                       if (HasEnded(layer.state)) return absl::CancelledError("the job has ended");
-                       layer.state = LayerState::kSucceeded;
-                       layer.device_seconds = device_seconds / group->members.size();
-                     }
-                     artifacts = produced;
-                     DeriveJobState(j, absl::Now());
-                     return absl::OkStatus();
-                   })
+        .UpdateJob(
+            item.tenant, item.job_id,
+            [&](JobRecord& j, std::vector<ArtifactRecord>& artifacts) -> absl::Status {
+              for (const size_t index : group->members) {
+                LayerRecord& layer = j.layers[index];
+                if (HasEnded(layer.state)) return absl::CancelledError("the job has ended");
+                layer.state = LayerState::kSucceeded;
+                layer.device_seconds = use.seconds / group->members.size();
+              }
+              artifacts = produced;
+              DeriveJobState(j, absl::Now());
+              return absl::OkStatus();
+            },
+            use)
         .status();
   }();
   if (!stored.ok()) {
@@ -522,22 +643,25 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
   return absl::OkStatus();
 }
 
-absl::Status JobEngine::CommitFailure(const WorkItem& item, const absl::Status& failure) {
+absl::Status JobEngine::CommitFailure(const WorkItem& item, const absl::Status& failure,
+                                      const DeviceUse& use) {
   return jobs_
-      .UpdateJob(item.tenant, item.job_id,
-                 [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
-                   const std::vector<LayerGroup> groups = GroupsOf(job);
-                   const LayerGroup* group = FindGroup(groups, item.group);
-                   if (group == nullptr) return absl::NotFoundError(item.group);
-                   for (const size_t index : group->members) {
-                     LayerRecord& layer = job.layers[index];
-                     if (HasEnded(layer.state)) continue;
-                     layer.state = LayerState::kFailed;
-                     layer.error = failure;
-                   }
-                   DeriveJobState(job, absl::Now());
-                   return absl::OkStatus();
-                 })
+      .UpdateJob(
+          item.tenant, item.job_id,
+          [&](JobRecord& job, std::vector<ArtifactRecord>&) -> absl::Status {
+            const std::vector<LayerGroup> groups = GroupsOf(job);
+            const LayerGroup* group = FindGroup(groups, item.group);
+            if (group == nullptr) return absl::NotFoundError(item.group);
+            for (const size_t index : group->members) {
+              LayerRecord& layer = job.layers[index];
+              if (HasEnded(layer.state)) continue;
+              layer.state = LayerState::kFailed;
+              layer.error = failure;
+            }
+            DeriveJobState(job, absl::Now());
+            return absl::OkStatus();
+          },
+          use)
       .status();
 }
 
@@ -561,11 +685,19 @@ void JobEngine::NotifyLocked(const JobKey& key) {
   }
 }
 
+void JobEngine::NotifyWaitingLocked() {
+  absl::MutexLock lock(&subscriptions_mutex_);
+  for (const auto& [id, subscription] : subscriptions_) {
+    if (scheduler_.waiting_jobs().contains(subscription.key)) subscription.changed();
+  }
+}
+
 void JobEngine::Drain(absl::Time deadline) {
   {
     absl::MutexLock lock(&mutex_);
     draining_ = true;
     wake_.SignalAll();
+    clock_wake_.SignalAll();
     const auto running = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return std::count(busy_.begin(), busy_.end(), 1) > 0;
     };
@@ -573,7 +705,10 @@ void JobEngine::Drain(absl::Time deadline) {
     }
     if (running()) {
       for (auto& [key, live] : live_) {
-        for (auto& [group, running] : live.running) running->cancel.Cancel();
+        for (auto& [group, running] : live.running) {
+          if (running->stop == Stop::kNone) running->stop = Stop::kDrained;
+          running->cancel.Cancel();
+        }
       }
     }
   }
@@ -583,7 +718,12 @@ void JobEngine::Drain(absl::Time deadline) {
 
 std::map<std::string, Scheduler::TenantLoad> JobEngine::Loads() const {
   absl::MutexLock lock(&mutex_);
-  return scheduler_.Loads();
+  return scheduler_.Loads(absl::Now());
+}
+
+Scheduler::Preemptions JobEngine::Preemptions() const {
+  absl::MutexLock lock(&mutex_);
+  return scheduler_.preemptions();
 }
 
 std::vector<int> JobEngine::RunningBySlot() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -19,6 +21,7 @@
 #include "compute/backend/backend.h"
 #include "compute/pipeline/pipeline.h"
 #include "compute/stages/report.h"
+#include "server/jobs/forecast.h"
 #include "server/jobs/job_rules.h"
 #include "server/jobs/scheduler.h"
 #include "server/store/blob_store.h"
@@ -26,12 +29,21 @@
 
 namespace quantd::server {
 
-// What the engine tells metrics and logs. Called from slot threads.
+// When a fusion group could have run and what it took.
+struct WorkTimes {
+  absl::Time ready;
+  absl::Time started;
+  double device_seconds = 0.0;
+};
+
+// What the engine tells metrics and logs. Called from slot threads; `expired` from the clock's.
 struct JobEvents {
   std::function<void(const WorkItem&, absl::Duration queue_wait)> started;
   std::function<void(const WorkItem&, const compute::ErrorReport&)> succeeded;  // each layer
-  std::function<void(const WorkItem&, const absl::Status&)> failed;             // CANCELLED too
-  std::function<void(const WorkItem&, double device_seconds)> used;
+  // CANCELLED and DEADLINE_EXCEEDED too.
+  std::function<void(const WorkItem&, const absl::Status&)> failed;
+  std::function<void(const WorkItem&, const WorkTimes&)> ended;  // whatever came of it
+  std::function<void(const std::string& tenant, const std::string& job)> expired;
 };
 
 // A running layer's position.
@@ -39,11 +51,21 @@ struct LayerProgress {
   std::string stage;
   double fraction = 0.0;
 };
+// A job's place among what waits for the devices.
+struct QueueView {
+  int position = 0;                   // 0: nothing waits
+  std::optional<double> eta_seconds;  // of what waits and runs
+  std::optional<QuotaWait> quota_wait;
+};
 struct JobView {
   JobRecord job;
   std::map<std::string, LayerProgress> progress;  // of running layers, by layer_id
-  int queue_position = 0;                         // 0: nothing waits
-  std::optional<double> eta_seconds;
+  QueueView queue;
+};
+
+struct TenantShare {
+  double weight = 1.0;
+  TenantQuota quota;
 };
 
 // Runs jobs: finds layers whose inputs are there, asks the scheduler which goes next, runs them on
@@ -56,7 +78,8 @@ class JobEngine {
     int cuda_slots = 4;  // and on each GPU
     JobLimits limits;
     int max_jobs_per_tenant = 1000;
-    std::map<std::string, double> tenant_weights;
+    std::map<std::string, TenantShare> tenants;  // others have the default
+    absl::Duration priority_ageing = Scheduler::kDefaultAgeing;
   };
   using MomentLoader = std::function<absl::StatusOr<std::shared_ptr<const compute::SecondMoment>>(
       const std::string& tenant, const std::string& statistic)>;
@@ -74,6 +97,7 @@ class JobEngine {
   // Creates a checked job. With a request_id that was used before: that job.
   absl::StatusOr<JobRecord> Create(JobRecord job);
   absl::StatusOr<JobView> Get(const std::string& tenant, const std::string& job);
+  QueueView Queue(const std::string& tenant, const std::string& job);
   absl::StatusOr<JobRecord> Cancel(const std::string& tenant, const std::string& job);
   absl::Status Delete(const std::string& tenant, const std::string& job);
 
@@ -81,8 +105,12 @@ class JobEngine {
   void WeightCompleted(const std::string& tenant, const std::string& job);
   void StatisticSealed(const std::string& tenant, const std::string& statistic);
 
-  // `changed` is called after every change of the job, from any thread, and must not block or call
-  // back. Unsubscribe returns once no call is under way.
+  // Weights and quotas from now on; tenants that are not named get the default.
+  void SetTenants(const std::map<std::string, TenantShare>& tenants);
+
+  // `changed` is called after every change of the job, and at most once a second where its place in
+  // the queue may have changed; from any thread, and it must not block or call back. Unsubscribe
+  // returns once no call is under way.
   int64_t Subscribe(const std::string& tenant, const std::string& job,
                     std::function<void()> changed);
   void Unsubscribe(int64_t subscription);
@@ -92,17 +120,21 @@ class JobEngine {
   void Drain(absl::Time deadline);
 
   std::map<std::string, Scheduler::TenantLoad> Loads() const;
+  Scheduler::Preemptions Preemptions() const;
   std::vector<int> RunningBySlot() const;  // 0 or 1 a slot
   const std::vector<Scheduler::Slot>& slots() const { return slots_; }
 
  private:
   using JobKey = std::pair<std::string, std::string>;
+  enum class Stop { kNone, kCancelled, kExpired, kDrained };
   struct RunningGroup {
     compute::CancelFlag cancel;
+    std::atomic<Stop> stop{Stop::kNone};  // why `cancel` was set
     std::vector<std::string> layer_ids;
     LayerProgress progress;
   };
   struct LiveJob {
+    std::optional<absl::Time> deadline;
     std::map<std::string, absl::Time> queued;  // group key -> since when
     std::vector<std::string> waiting_for;      // statistics of waiting groups
     std::map<std::string, std::shared_ptr<RunningGroup>> running;
@@ -116,12 +148,27 @@ class JobEngine {
   absl::StatusOr<bool> IsReady(const JobRecord& job, const LayerGroup& group) const;
   absl::StatusOr<std::set<std::string>> ReadyGroups(const JobKey& key) const;
   void NotifyLocked(const JobKey& key) ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void NotifyWaitingLocked() ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  QueueView QueueLocked(const JobKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetTenantsLocked(const std::map<std::string, TenantShare>& tenants)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void RunSlot(int slot);
+  // What happens by the clock: deadlines, limits that start anew, places in the queue, and changes
+  // that the store refused.
+  void RunClock();
+  // Ends every layer that has not ended as `end_layer` says; running ones are stopped.
+  absl::StatusOr<JobRecord> EndLocked(const JobKey& key, Stop stop,
+                                      absl::FunctionRef<void(LayerRecord&)> end_layer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ExpireLocked(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<RunningGroup> BeginLocked(const WorkItem& item)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FinishLocked(const WorkItem& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status RunGroup(compute::Backend& backend, const WorkItem& item,
-                        const std::shared_ptr<RunningGroup>& running, double& device_seconds);
+                        const std::shared_ptr<RunningGroup>& running, DeviceUse& use);
+  // Tells the store and whoever listens what came of a group. False where the store refused.
+  bool Conclude(const WorkItem& item, const RunningGroup& running, absl::Status status,
+                const DeviceUse& use);
   absl::StatusOr<std::vector<compute::Tensor>> LoadWeights(const JobRecord& job,
                                                            const LayerGroup& group) const;
   // Statistics of a group and what they are to it.
@@ -131,7 +178,8 @@ class JobEngine {
   };
   absl::StatusOr<LoadedStatistics> LoadStatistics(const JobRecord& job,
                                                   const LayerGroup& group) const;
-  absl::Status CommitFailure(const WorkItem& item, const absl::Status& failure);
+  absl::Status CommitFailure(const WorkItem& item, const absl::Status& failure,
+                             const DeviceUse& use);
 
   JobStore& jobs_;
   BlobStore& blobs_;
@@ -149,6 +197,14 @@ class JobEngine {
   std::vector<int> busy_ ABSL_GUARDED_BY(mutex_);
   std::set<JobKey> unsettled_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, TenantShare> tenants_ ABSL_GUARDED_BY(mutex_);
+  absl::CondVar clock_wake_;
+  int64_t notified_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Of the scheduler's version `forecast_version_`; what making it took.
+  Forecast forecast_ ABSL_GUARDED_BY(mutex_);
+  int64_t forecast_version_ ABSL_GUARDED_BY(mutex_) = -1;
+  absl::Time forecast_time_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  absl::Duration forecast_cost_ ABSL_GUARDED_BY(mutex_);
 
   struct Subscription {
     JobKey key;

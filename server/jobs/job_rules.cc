@@ -191,6 +191,11 @@ std::vector<LayerGroup> GroupsOf(const JobRecord& job) {
 
 absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
                                        const compute::Backend& backend) {
+  if (job.deadline.has_value() && *job.deadline <= job.create_time) {
+    return InvalidField("job.deadline",
+                        absl::StrCat("expected a time after ", absl::FormatTime(job.create_time),
+                                     ", got ", absl::FormatTime(*job.deadline)));
+  }
   if (job.layers.empty())
     return InvalidField("job.layers", "expected at least one layer, got none");
   if (static_cast<int64_t>(job.layers.size()) > limits.max_layers_per_job) {
@@ -224,6 +229,15 @@ absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
                                            "%d are available (limits.max_layer_bytes)",
                                            group.key, part.peak_bytes, limits.max_layer_bytes),
                            absl::Hours(1));
+    }
+    if (limits.max_layer_seconds > 0 && part.device_seconds > limits.max_layer_seconds) {
+      return QuotaExceeded(
+          "LAYER_OVER_QUOTA", Field(group.members.front(), "rows"),
+          absl::StrFormat("quantizing %s takes about %.3g device seconds, the "
+                          "tenant may use %.3g a day "
+                          "(max_device_seconds_per_day)",
+                          group.key, part.device_seconds, limits.max_layer_seconds),
+          absl::Hours(24));
     }
     estimate.peak_bytes = std::max(estimate.peak_bytes, part.peak_bytes);
     estimate.device_seconds += part.device_seconds;

@@ -19,6 +19,7 @@ struct JobLimits {
   int64_t max_weight_bytes = int64_t{8} << 30;
   int max_layers_per_job = 4096;
   int64_t max_layer_bytes = int64_t{16} << 30;  // peak device memory of one fusion group
+  double max_layer_seconds = 0.0;  // device seconds of one fusion group, estimated; 0: no limit
 };
 
 // A statistic that a layer reads, and the field of the API's Layer that names it: "statistic",

@@ -31,6 +31,8 @@ const Histogram::BucketBoundaries kWorkSeconds = {0.01,  0.025, 0.05,  0.1,   0.
 constexpr std::array<const char*, 5> kTrafficNames = {"weights", "activations", "moments",
                                                       "artifacts", "watch"};
 
+constexpr std::array<const char*, 3> kPriorityNames = {"low", "normal", "high"};
+
 // A family whose label names are known, so that callers give the values alone.
 template <typename Metric>
 class Labelled {
@@ -166,9 +168,18 @@ struct Metrics::State final : public prometheus::Collectable {
                                                     "Duration of one stage of a layer.");
   Labelled<Counter> device_seconds = MakeCounter("quantd_device_seconds_total", {"tenant"},
                                                  "Device time used: what fair share counts.");
-  Histogram& queue_wait = MakeHistogram("quantd_queue_wait_seconds", {},
-                                        "From a fusion group being ready to its start.")
-                              .With({}, kWorkSeconds);
+  Labelled<Histogram> queue_wait =
+      MakeHistogram("quantd_queue_wait_seconds", {"priority"},
+                    "From a fusion group being ready to its start, by the job's priority.");
+  Labelled<Gauge> quota_waiting =
+      MakeGauge("quantd_quota_waiting_groups", {"quota"},
+                "Fusion groups that are ready and wait for a quota of their tenant.");
+  Labelled<Counter> preemptions =
+      MakeCounter("quantd_preemptions_total", {"reason"},
+                  "Times that a slot went to another job while its last one had more to start.");
+  Counter& expired_jobs =
+      MakeCounter("quantd_expired_jobs_total", {}, "Jobs whose deadline passed before they ended.")
+          .With({});
   TenantGauge queue_depth{
       MakeGauge("quantd_queue_depth", {"tenant"}, "Fusion groups that are ready and wait.")};
   Labelled<Gauge> running =
@@ -250,7 +261,25 @@ void Metrics::DeviceSeconds(absl::string_view tenant, double seconds) {
   state_->device_seconds.With({state_->tenants.For(tenant)}).Increment(seconds);
 }
 
-void Metrics::QueueWait(double seconds) { state_->queue_wait.Observe(seconds); }
+void Metrics::QueueWait(int priority, double seconds) {
+  state_->queue_wait.With({kPriorityNames.at(priority)}, kWorkSeconds).Observe(seconds);
+}
+
+void Metrics::SetQuotaWaiting(absl::string_view quota, int waiting) {
+  state_->quota_waiting.With({quota}).Set(waiting);
+}
+
+void Metrics::SetPreemptions(int64_t by_priority, int64_t by_share) {
+  std::lock_guard lock(state_->refresh_mutex);
+  const auto raise = [&](absl::string_view reason, int64_t to) {
+    Counter& counter = state_->preemptions.With({reason});
+    counter.Increment(static_cast<double>(to) - counter.Value());
+  };
+  raise("priority", by_priority);
+  raise("share", by_share);
+}
+
+void Metrics::JobExpired() { state_->expired_jobs.Increment(); }
 
 void Metrics::SetQueueDepth(const std::map<std::string, int>& waiting) {
   state_->queue_depth.Set(waiting, state_->tenants);

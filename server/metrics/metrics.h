@@ -54,7 +54,13 @@ class Metrics {
                      absl::string_view outcome, double seconds);
   void StageFinished(absl::string_view stage, double seconds);
   void DeviceSeconds(absl::string_view tenant, double seconds);
-  void QueueWait(double seconds);  // from ready to started
+  // From ready to started; `priority`: 0 low, 1 normal, 2 high.
+  void QueueWait(int priority, double seconds);
+  // Groups that wait for a quota of their tenant; `quota`: as the configuration names it.
+  void SetQuotaWaiting(absl::string_view quota, int waiting);
+  // How often a job gave a slot up between its layers, since the start; never falls.
+  void SetPreemptions(int64_t by_priority, int64_t by_share);
+  void JobExpired();
   // Groups that wait, by tenant. Replaces all values: a tenant that is not in it has 0.
   void SetQueueDepth(const std::map<std::string, int>& waiting);
   void SetRunningLayers(absl::string_view device, int layers);

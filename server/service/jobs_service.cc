@@ -82,7 +82,12 @@ class JobsService final : public v1::Jobs::CallbackService {
                         return InvalidField("page_token", page.status());
                       }
                       if (!page.ok()) return page.status();
-                      for (const JobRecord& job : page->items) *response->add_jobs() = ToProto(job);
+                      for (const JobRecord& job : page->items) {
+                        v1::Job& message = *response->add_jobs();
+                        message = ToProto(job);
+                        if (!HasEnded(job.state))
+                          AddQueue(engine_.Queue(tenant, job.job_id), message);
+                      }
                       response->set_next_page_token(page->next_token);
                       return absl::OkStatus();
                     });

@@ -88,6 +88,11 @@ constexpr EnumTable<v1::LayerState, LayerState, 6> kLayerStates = {{
     {v1::LAYER_FAILED, LayerState::kFailed},
     {v1::LAYER_CANCELLED, LayerState::kCancelled},
 }};
+constexpr EnumTable<v1::Priority, Priority, 3> kPriorities = {{
+    {v1::PRIORITY_LOW, Priority::kLow},
+    {v1::PRIORITY_NORMAL, Priority::kNormal},
+    {v1::PRIORITY_HIGH, Priority::kHigh},
+}};
 constexpr EnumTable<v1::JobState, JobState, 6> kJobStates = {{
     {v1::ACCEPTING, JobState::kAccepting},
     {v1::QUEUED, JobState::kQueued},
@@ -114,6 +119,20 @@ auto FromEnum(const Table& table, absl::string_view field, Proto value)
                                             static_cast<int>(value)));
   }
   return found->second;
+}
+
+// INVALID_ARGUMENT for what is no point in time (google/protobuf/timestamp.proto).
+absl::StatusOr<absl::Time> FromTimestamp(absl::string_view field,
+                                         const google::protobuf::Timestamp& timestamp) {
+  constexpr int64_t kFirst = -62135596800;  // 0001-01-01T00:00:00Z
+  constexpr int64_t kLast = 253402300799;   // 9999-12-31T23:59:59Z
+  if (timestamp.seconds() < kFirst || timestamp.seconds() > kLast || timestamp.nanos() < 0 ||
+      timestamp.nanos() > 999'999'999) {
+    return InvalidField(
+        field, absl::StrCat("expected a time from the year 1 to 9999, got ", timestamp.seconds(),
+                            " s and ", timestamp.nanos(), " ns after 1970"));
+  }
+  return absl::FromUnixSeconds(timestamp.seconds()) + absl::Nanoseconds(timestamp.nanos());
 }
 
 google::protobuf::Timestamp ToTimestamp(absl::Time time) {
@@ -334,6 +353,16 @@ absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view te
     return s;
   }
   job.display_name = message.display_name();
+  if (message.priority() != v1::PRIORITY_UNSPECIFIED) {
+    const auto priority = FromEnum(kPriorities, "job.priority", message.priority());
+    if (!priority.ok()) return priority.status();
+    job.priority = *priority;
+  }
+  if (message.has_deadline()) {
+    const auto deadline = FromTimestamp("job.deadline", message.deadline());
+    if (!deadline.ok()) return deadline.status();
+    job.deadline = *deadline;
+  }
   const bool every_layer_has_one =
       std::all_of(message.layers().begin(), message.layers().end(),
                   [](const v1::Layer& layer) { return layer.has_recipe(); });
@@ -360,12 +389,33 @@ v1::Job ToProto(const JobRecord& job) {
   *message.mutable_create_time() = ToTimestamp(job.create_time);
   if (job.end_time.has_value()) *message.mutable_end_time() = ToTimestamp(*job.end_time);
   message.set_finished_layers(job.finished_layers);
+  message.set_priority(ToEnum(kPriorities, job.priority));
+  if (job.deadline.has_value()) *message.mutable_deadline() = ToTimestamp(*job.deadline);
   for (const LayerRecord& layer : job.layers) *message.add_layers() = LayerToProto(job, layer);
   return message;
 }
 
+void AddQueue(const QueueView& queue, v1::Job& message) {
+  message.set_queue_position(queue.position);
+  if (queue.eta_seconds.has_value()) message.set_eta_seconds(*queue.eta_seconds);
+  if (!queue.quota_wait.has_value()) return;
+  v1::QuotaWait& wait = *message.mutable_quota_wait();
+  wait.set_quota(std::string(NameOf(queue.quota_wait->kind)));
+  const bool is_daily = queue.quota_wait->kind == QuotaKind::kSecondsPerDay;
+  if (queue.quota_wait->until < absl::InfiniteFuture()) {
+    *wait.mutable_until() = ToTimestamp(queue.quota_wait->until);
+    wait.set_description(
+        "what is left of the tenant's device seconds of this day (UTC) is too little");
+  } else {
+    wait.set_description(is_daily
+                             ? "a layer needs more device seconds than the tenant may use a day"
+                             : "as many layers of the tenant run as may at once");
+  }
+}
+
 v1::Job ToProto(const JobView& view) {
   v1::Job message = ToProto(view.job);
+  AddQueue(view.queue, message);
   for (v1::Layer& layer : *message.mutable_layers()) {
     const auto progress = view.progress.find(layer.layer_id());
     if (progress == view.progress.end() || layer.state() != v1::LAYER_RUNNING) continue;

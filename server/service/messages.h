@@ -25,6 +25,7 @@ v1::Recipe ToProto(const compute::Recipe& recipe);
 absl::StatusOr<JobRecord> FromProto(const v1::Job& message, absl::string_view tenant);
 v1::Job ToProto(const JobView& view);
 v1::Job ToProto(const JobRecord& job);
+void AddQueue(const QueueView& queue, v1::Job& message);
 
 v1::Statistic ToProto(const StatisticRecord& record);
 // What a header says about its statistic. UNIMPLEMENTED for a kind that is not known here.

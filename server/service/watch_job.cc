@@ -51,8 +51,8 @@ class WatchJobReactor final : public grpc::ServerWriteReactor<v1::WatchJobRespon
     if (!view.ok()) return End(view.status());
     v1::WatchJobResponse next;
     *next.mutable_job() = ToProto(*view);
-    next.set_queue_position(view->queue_position);
-    if (view->eta_seconds.has_value()) next.set_eta_seconds(*view->eta_seconds);
+    next.set_queue_position(view->queue.position);
+    if (view->queue.eta_seconds.has_value()) next.set_eta_seconds(*view->queue.eta_seconds);
     std::string bytes = next.SerializeAsString();
     const bool job_ended = HasEnded(view->job.state);
     if (bytes == last_sent_) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -52,10 +53,21 @@ class JobStore {
   virtual absl::StatusOr<std::vector<JobRecord>> UnfinishedJobs() = 0;
   // Reads, lets `change` edit and writes back, in one transaction. `change` may edit state,
   // end_time, finished_layers and the layers' fields, not keys; an error from it rolls back and is
-  // returned. It must not call the store. `artifacts` that `change` fills are inserted with it.
+  // returned. It must not call the store. `artifacts` that `change` fills are inserted with it, and
+  // `use` is added to what the tenant has used.
   virtual absl::StatusOr<JobRecord> UpdateJob(
       absl::string_view tenant, absl::string_view job,
-      absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change) = 0;
+      absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change,
+      const DeviceUse& use) = 0;
+  absl::StatusOr<JobRecord> UpdateJob(
+      absl::string_view tenant, absl::string_view job,
+      absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change) {
+    return UpdateJob(tenant, job, change, DeviceUse{});
+  }
+  // Adds to what the tenant has used, for work that leaves nothing else behind.
+  virtual absl::Status AddDeviceUse(absl::string_view tenant, const DeviceUse& use) = 0;
+  // What every tenant has used on that day.
+  virtual absl::StatusOr<std::map<std::string, double>> DeviceSecondsOf(int64_t day) = 0;
   // Moves one upload forward without touching the rest of the job.
   virtual absl::Status SetUploadCommitted(absl::string_view tenant, absl::string_view job,
                                           absl::string_view layer, int64_t committed) = 0;

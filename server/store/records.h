@@ -55,6 +55,14 @@ inline bool HasEnded(JobState s) {
   return s == JobState::kSucceeded || s == JobState::kFailed || s == JobState::kCancelled;
 }
 
+enum class Priority { kLow, kNormal, kHigh };
+
+// Device seconds that a tenant has used, counted for the day on which the work started.
+struct DeviceUse {
+  int64_t day = 0;  // since 1970, UTC
+  double seconds = 0.0;
+};
+
 struct JobRecord {
   std::string tenant;
   std::string job_id;
@@ -65,6 +73,8 @@ struct JobRecord {
   std::optional<absl::Time> end_time;
   JobState state = JobState::kAccepting;
   int finished_layers = 0;
+  Priority priority = Priority::kNormal;
+  std::optional<absl::Time> deadline;
   std::vector<LayerRecord> layers;  // as given; empty in lists
 };
 

@@ -60,7 +60,10 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<std::vector<JobRecord>> UnfinishedJobs() override;
   absl::StatusOr<JobRecord> UpdateJob(
       absl::string_view tenant, absl::string_view job,
-      absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change) override;
+      absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change,
+      const DeviceUse& use) override;
+  absl::Status AddDeviceUse(absl::string_view tenant, const DeviceUse& use) override;
+  absl::StatusOr<std::map<std::string, double>> DeviceSecondsOf(int64_t day) override;
   absl::Status SetUploadCommitted(absl::string_view tenant, absl::string_view job,
                                   absl::string_view layer, int64_t committed) override;
   absl::StatusOr<std::vector<std::string>> DeleteJob(absl::string_view tenant,
@@ -98,6 +101,7 @@ class SqliteJobStore final : public JobStore {
   absl::Status CheckSources(const JobRecord& job);
   absl::Status WriteJob(const JobRecord& before, const JobRecord& after);
   absl::Status WriteLayer(const JobRecord& job, size_t position);
+  absl::Status WriteDeviceUse(absl::string_view tenant, const DeviceUse& use);
   absl::Status InsertArtifact(const JobRecord& job, const ArtifactRecord& artifact);
   absl::Status LoadStreams(StatisticRecord& statistic);
   absl::Status WriteStream(absl::string_view tenant, absl::string_view statistic,
@@ -184,7 +188,7 @@ absl::Status SqliteJobStore::LoadLayers(JobRecord& job, sqlite::RecipeReader& re
 absl::StatusOr<JobRecord> SqliteJobStore::LoadJob(absl::string_view tenant, absl::string_view job) {
   auto query = database_->Prepare(
       "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers FROM jobs WHERE tenant = ? AND job_id = ?");
+      " finished_layers, priority, deadline_us FROM jobs WHERE tenant = ? AND job_id = ?");
   if (!query.ok()) return query.status();
   auto row = query->Bind(tenant).Bind(job).Step();
   if (!row.ok()) return row.status();
@@ -247,7 +251,8 @@ absl::Status SqliteJobStore::InsertJob(const JobRecord& job, int max_jobs) {
   {
     auto query = database_->Prepare(
         "INSERT INTO jobs (tenant, job_id, display_name, request_id, recipe, create_time_us,"
-        " end_time_us, state, finished_layers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+        " end_time_us, state, finished_layers, priority, deadline_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     if (!query.ok()) return query.status();
     query->Bind(job.tenant)
         .Bind(job.job_id)
@@ -256,7 +261,10 @@ absl::Status SqliteJobStore::InsertJob(const JobRecord& job, int max_jobs) {
         .Bind(compute::ToJson(job.recipe))
         .Bind(absl::ToUnixMicros(job.create_time));
     sqlite::BindOptionalTime(*query, job.end_time);
-    query->Bind(sqlite::NameOf(job.state)).Bind(int64_t{job.finished_layers});
+    query->Bind(sqlite::NameOf(job.state))
+        .Bind(int64_t{job.finished_layers})
+        .Bind(sqlite::NameOf(job.priority));
+    sqlite::BindOptionalTime(*query, job.deadline);
     absl::Status status = query->Run();
     if (absl::IsAlreadyExists(status)) {
       return Exists(
@@ -333,7 +341,8 @@ absl::StatusOr<Page<JobRecord>> SqliteJobStore::ListJobs(absl::string_view tenan
   if (!database_->health().ok()) return database_->health();
   auto query = database_->Prepare(
       "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers FROM jobs WHERE tenant = ? AND (create_time_us, job_id) < (?, ?)"
+      " finished_layers, priority, deadline_us FROM jobs WHERE tenant = ? AND (create_time_us, "
+      "job_id) < (?, ?)"
       " ORDER BY create_time_us DESC, job_id DESC LIMIT ?");
   if (!query.ok()) return query.status();
   const std::string scope = absl::StrCat("jobs/", tenant);
@@ -352,7 +361,8 @@ absl::StatusOr<std::vector<JobRecord>> SqliteJobStore::UnfinishedJobs() {
   if (!database_->health().ok()) return database_->health();
   auto query = database_->Prepare(
       "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')"
+      " finished_layers, priority, deadline_us FROM jobs WHERE state NOT IN ('succeeded', "
+      "'failed', 'cancelled')"
       " ORDER BY create_time_us, tenant, job_id");
   if (!query.ok()) return query.status();
   std::vector<JobRecord> jobs;
@@ -415,7 +425,8 @@ absl::Status SqliteJobStore::InsertArtifact(const JobRecord& job, const Artifact
 
 absl::StatusOr<JobRecord> SqliteJobStore::UpdateJob(
     absl::string_view tenant, absl::string_view job,
-    absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change) {
+    absl::FunctionRef<absl::Status(JobRecord&, std::vector<ArtifactRecord>&)> change,
+    const DeviceUse& use) {
   std::lock_guard lock(mutex_);
   auto transaction = Transaction::Begin(*database_);
   if (!transaction.ok()) return transaction.status();
@@ -430,8 +441,41 @@ absl::StatusOr<JobRecord> SqliteJobStore::UpdateJob(
   for (const ArtifactRecord& artifact : artifacts) {
     if (auto s = InsertArtifact(after, artifact); !s.ok()) return s;
   }
+  if (auto s = WriteDeviceUse(tenant, use); !s.ok()) return s;
   if (auto s = transaction->Commit("commit.update_job"); !s.ok()) return s;
   return after;
+}
+
+absl::Status SqliteJobStore::WriteDeviceUse(absl::string_view tenant, const DeviceUse& use) {
+  if (use.seconds <= 0) return absl::OkStatus();
+  auto query = database_->Prepare(
+      "INSERT INTO device_use (tenant, day, seconds) VALUES (?, ?, ?)"
+      " ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds");
+  if (!query.ok()) return query.status();
+  return query->Bind(tenant).Bind(use.day).Bind(use.seconds).Run();
+}
+
+absl::Status SqliteJobStore::AddDeviceUse(absl::string_view tenant, const DeviceUse& use) {
+  std::lock_guard lock(mutex_);
+  auto transaction = Transaction::Begin(*database_);
+  if (!transaction.ok()) return transaction.status();
+  if (auto s = WriteDeviceUse(tenant, use); !s.ok()) return s;
+  return transaction->Commit("commit.update_job");
+}
+
+absl::StatusOr<std::map<std::string, double>> SqliteJobStore::DeviceSecondsOf(int64_t day) {
+  std::lock_guard lock(mutex_);
+  if (!database_->health().ok()) return database_->health();
+  auto query = database_->Prepare("SELECT tenant, seconds FROM device_use WHERE day = ?");
+  if (!query.ok()) return query.status();
+  query->Bind(day);
+  std::map<std::string, double> seconds;
+  while (true) {
+    auto row = query->Step();
+    if (!row.ok()) return row.status();
+    if (!*row) return seconds;
+    seconds[query->Text(0)] = query->Double(1);
+  }
 }
 
 absl::Status SqliteJobStore::SetUploadCommitted(absl::string_view tenant, absl::string_view job,

@@ -19,6 +19,7 @@ constexpr std::array<absl::string_view, 6> kLayerStates = {"waiting",   "queued"
                                                            "succeeded", "failed", "cancelled"};
 constexpr std::array<absl::string_view, 6> kJobStates = {"accepting", "queued", "running",
                                                          "succeeded", "failed", "cancelled"};
+constexpr std::array<absl::string_view, 3> kPriorities = {"low", "normal", "high"};
 constexpr std::array<absl::string_view, 2> kLayouts = {"full", "block_diagonal"};
 
 constexpr std::array<absl::string_view, 4> kMomentKinds = {"second_moment", "weighted",
@@ -57,6 +58,7 @@ absl::StatusOr<std::vector<uint32_t>> UnpackCrcs(const std::string& bytes) {
 
 absl::string_view NameOf(LayerState state) { return kLayerStates[static_cast<size_t>(state)]; }
 absl::string_view NameOf(JobState state) { return kJobStates[static_cast<size_t>(state)]; }
+absl::string_view NameOf(Priority priority) { return kPriorities[static_cast<size_t>(priority)]; }
 
 std::string ErrorToJson(const absl::Status& error) {
   if (error.ok()) return "";
@@ -129,6 +131,10 @@ absl::StatusOr<JobRecord> ReadJob(const Query& query, RecipeReader& recipes) {
   if (!state.ok()) return AsDataLoss(state.status(), where);
   job.state = *state;
   job.finished_layers = static_cast<int>(query.Int(8));
+  auto priority = ParseName<Priority>(kPriorities, query.Text(9), "priority");
+  if (!priority.ok()) return AsDataLoss(priority.status(), where);
+  job.priority = *priority;
+  if (!query.IsNull(10)) job.deadline = absl::FromUnixMicros(query.Int(10));
   return job;
 }
 

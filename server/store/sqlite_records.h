@@ -18,6 +18,7 @@ namespace quantd::server::sqlite {
 
 absl::string_view NameOf(LayerState state);
 absl::string_view NameOf(JobState state);
+absl::string_view NameOf(Priority priority);
 
 // code, message and payloads as JSON; empty for OK.
 std::string ErrorToJson(const absl::Status& error);
@@ -37,7 +38,7 @@ void BindBlobRef(Query& query, const BlobRef& blob);
 BlobRef ReadBlobRef(const Query& query, int column);
 
 // tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,
-// finished_layers
+// finished_layers, priority, deadline_us
 absl::StatusOr<JobRecord> ReadJob(const Query& query, RecipeReader& recipes);
 void BindOptionalTime(Query& query, const std::optional<absl::Time>& time);
 

@@ -9,7 +9,7 @@ namespace quantd::server::sqlite {
 namespace {
 
 constexpr int64_t kApplicationId = 0x716e7464;  // "qntd"
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 
 // Times are microseconds since 1970. A blob is three columns: name (NULL: none), size, SHA-256.
 // A NULL recipe of a layer is its job's. Enumerations are stored by name, errors and recipes as
@@ -132,6 +132,23 @@ CREATE INDEX layers_by_residual_moment ON layers (tenant, residual_moment_id)
 PRAGMA user_version = 2;
 )sql";
 
+// Version 3: priority and deadline of a job, and what tenants have used of the devices: `day`
+// counts from 1970, UTC.
+constexpr char kToVersion3[] = R"sql(
+ALTER TABLE jobs ADD COLUMN priority TEXT NOT NULL DEFAULT 'normal';
+ALTER TABLE jobs ADD COLUMN deadline_us INTEGER;
+CREATE TABLE device_use (
+  tenant TEXT NOT NULL,
+  day INTEGER NOT NULL,
+  seconds REAL NOT NULL,
+  PRIMARY KEY (tenant, day)
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 3;
+)sql";
+
+// From each version to the next.
+constexpr const char* kSteps[] = {kToVersion2, kToVersion3};
+
 absl::StatusOr<int64_t> ReadNumber(Database& database, const char* sql) {
   auto query = database.Prepare(sql);
   if (!query.ok()) return query.status();
@@ -154,7 +171,9 @@ absl::Status PrepareSchema(Database& database) {
 
   if (*application == 0 && *version == 0 && *tables == 0) {
     if (auto s = database.Execute(kTables); !s.ok()) return s;
-    if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
+    for (const char* step : kSteps) {
+      if (auto s = database.Execute(step); !s.ok()) return s;
+    }
     const std::string mark = absl::StrCat("PRAGMA application_id = ", kApplicationId);
     if (auto s = database.Execute(mark.c_str()); !s.ok()) return s;
     return transaction->Commit("commit.schema");
@@ -164,16 +183,16 @@ absl::Status PrepareSchema(Database& database) {
         absl::StrCat("the database was made by another program: expected application id ",
                      kApplicationId, ", found ", *application));
   }
-  if (*version == 1) {
-    if (auto s = database.Execute(kToVersion2); !s.ok()) return s;
-    return transaction->Commit("commit.schema");
-  }
-  if (*version != kVersion) {
+  if (*version < 1 || *version > kVersion) {
     return absl::FailedPreconditionError(absl::StrCat("the database has schema version ", *version,
                                                       "; this program knows versions up to ",
                                                       kVersion));
   }
-  return absl::OkStatus();
+  if (*version == kVersion) return absl::OkStatus();
+  for (int64_t from = *version; from < kVersion; ++from) {
+    if (auto s = database.Execute(kSteps[from - 1]); !s.ok()) return s;
+  }
+  return transaction->Commit("commit.schema");
 }
 
 }  // namespace quantd::server::sqlite

@@ -474,16 +474,24 @@ TEST_F(ClientTest, WatchesThroughBrokenStreamsUntilTheJobHasEnded) {
     update.mutable_job()->set_state(job_state);
     state_->updates.push_back(update);
   }
-  state_->updates[1].set_queue_position(2);
-  state_->updates[1].set_eta_seconds(1.5);
+  v1::Job& waiting = *state_->updates[1].mutable_job();
+  waiting.set_queue_position(2);
+  waiting.set_eta_seconds(1.5);
+  waiting.set_priority(v1::PRIORITY_HIGH);
+  waiting.mutable_quota_wait()->set_quota("max_running_layers");
+  waiting.mutable_quota_wait()->mutable_until()->set_seconds(86400);
   state_->watch_faults = {0, 1, 2};
   std::vector<JobUpdate> seen;
   const auto job = client_->WatchJob("j", [&](const JobUpdate& update) { seen.push_back(update); });
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->state, JobState::kSucceeded);
   ASSERT_EQ(seen.size(), 0u + 1 + 2 + 3);
-  EXPECT_EQ(seen[2].queue_position, 2);
-  EXPECT_EQ(seen[2].eta_seconds, 1.5);
+  EXPECT_EQ(seen[2].job.queue_position, 2);
+  EXPECT_EQ(seen[2].job.eta_seconds, 1.5);
+  EXPECT_EQ(seen[2].job.priority, Priority::kHigh);
+  ASSERT_TRUE(seen[2].job.quota_wait.has_value());
+  EXPECT_EQ(seen[2].job.quota_wait->quota, "max_running_layers");
+  EXPECT_EQ(seen[2].job.quota_wait->until, absl::FromUnixSeconds(86400));
 }
 
 TEST_F(ClientTest, InterruptEndsAWatch) {

@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,9 +36,11 @@ from quantd.resources import (
     Job,
     JobEstimate,
     LayerSpec,
+    Priority,
     ServerInfo,
     Statistic,
     StatisticKind,
+    priority_to_proto,
 )
 from quantd.results import read_artifact
 from quantd.statistics import Moment, export_moment, import_moment
@@ -139,6 +142,8 @@ class Client:
         job_id: str = "",
         display_name: str = "",
         request_id: str | None = None,
+        priority: Priority = "normal",
+        deadline: datetime | None = None,
     ) -> Job:
         """Creates a job. Nothing else has to be started: a layer runs once its inputs are there.
 
@@ -149,6 +154,8 @@ class Client:
             display_name: free text.
             request_id: calls with the same value create one job; default: a fresh one, so that
                 the retries inside this call are safe.
+            priority: among the jobs of the same tenant.
+            deadline: when it passes, layers that have not ended fail; with a time zone.
 
         Raises:
             InvalidArgument: a recipe that does not fit a layer; `field_violations` says which.
@@ -157,6 +164,13 @@ class Client:
         """
         request = self._create_request(recipe, layers, job_id, display_name)
         request.request_id = request_id or uuid.uuid4().hex
+        request.job.priority = priority_to_proto(priority)
+        if deadline is not None:
+            if deadline.tzinfo is None:
+                raise InvalidArgument(
+                    "deadline: expected a time with a time zone, came one without"
+                )
+            request.job.deadline.FromDatetime(deadline)
         response = self._transport.call(self._jobs.CreateJob, request)
         return Job.from_proto(response.job)
 
@@ -710,9 +724,12 @@ def _layer_progress(layer: jobs_pb2.Layer) -> float:
 
 
 def _wait_note(response: jobs_pb2.WatchJobResponse) -> str:
-    note = jobs_pb2.JobState.Name(response.job.state).lower()
-    if response.queue_position > 1:
-        note += f", {response.queue_position - 1} ahead"
+    job = response.job
+    note = jobs_pb2.JobState.Name(job.state).lower()
+    if job.queue_position > 1:
+        note += f", {job.queue_position - 1} ahead"
+    if job.HasField("quota_wait"):
+        note += f", waits for {job.quota_wait.quota}"
     return note
 
 

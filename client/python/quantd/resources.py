@@ -29,6 +29,14 @@ _KINDS: dict[StatisticKind, calibration_pb2.StatisticKind] = {
     "residual-moment": calibration_pb2.RESIDUAL_MOMENT,
 }
 
+Priority = Literal["low", "normal", "high"]
+
+_PRIORITIES: dict[Priority, jobs_pb2.Priority] = {
+    "low": jobs_pb2.PRIORITY_LOW,
+    "normal": jobs_pb2.PRIORITY_NORMAL,
+    "high": jobs_pb2.PRIORITY_HIGH,
+}
+
 ENDED: frozenset[str] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 
@@ -42,6 +50,24 @@ def kind_to_proto(kind: StatisticKind) -> calibration_pb2.StatisticKind:
     if kind not in _KINDS:
         raise InvalidArgument(f"kind: expected one of {', '.join(_KINDS)}, came {kind!r}")
     return _KINDS[kind]
+
+
+def priority_to_proto(priority: Priority) -> jobs_pb2.Priority:
+    """The wire's value of a priority.
+
+    Raises:
+        InvalidArgument: no such priority.
+
+    """
+    if priority not in _PRIORITIES:
+        raise InvalidArgument(
+            f"priority: expected one of {', '.join(_PRIORITIES)}, came {priority!r}"
+        )
+    return _PRIORITIES[priority]
+
+
+def _priority(value: int) -> Priority:
+    return next((name for name, known in _PRIORITIES.items() if known == value), "normal")
 
 
 def kind_from_proto(kind: int) -> StatisticKind:
@@ -127,8 +153,26 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class QuotaWait:
+    """Why ready layers of a job wait: the tenant's limit that is used up, and until when.
+
+    until: None where layers of the tenant have to end first.
+    """
+
+    quota: str
+    description: str
+    until: datetime | None
+
+
+@dataclass(frozen=True)
 class Job:
-    """A job: its recipe, its layers and how far it has come."""
+    """A job: its recipe, its layers and how far it has come.
+
+    deadline: when it passes, layers that have not ended fail.
+    queue_position: of its next layer; 0 where none is ready and waits.
+    eta_seconds: until its queued and running layers are done, if estimates come true.
+    quota_wait: set while its layers wait for a quota of the tenant.
+    """
 
     name: str
     recipe: Recipe | None
@@ -138,6 +182,11 @@ class Job:
     display_name: str
     create_time: datetime | None
     end_time: datetime | None
+    priority: Priority = "normal"
+    deadline: datetime | None = None
+    queue_position: int = 0
+    eta_seconds: float | None = None
+    quota_wait: QuotaWait | None = None
 
     @property
     def job_id(self) -> str:
@@ -156,6 +205,15 @@ class Job:
             display_name=job.display_name,
             create_time=_time(job.create_time),
             end_time=_time(job.end_time),
+            priority=_priority(job.priority),
+            deadline=_time(job.deadline),
+            queue_position=job.queue_position,
+            eta_seconds=job.eta_seconds if job.HasField("eta_seconds") else None,
+            quota_wait=QuotaWait(
+                job.quota_wait.quota, job.quota_wait.description, _time(job.quota_wait.until)
+            )
+            if job.HasField("quota_wait")
+            else None,
         )
 
 

@@ -54,7 +54,13 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     metrics_listen: "localhost:2"
                                     data_dir: "/d"
                                     allow_insecure_listen: true
-                                    tenants { name: "acme" token_sha256: "ab" weight: 2.5 }
+                                    tenants {
+                                      name: "acme"
+                                      token_sha256: "ab"
+                                      weight: 2.5
+                                      max_running_layers: 17
+                                      max_device_seconds_per_day: 0.5
+                                    }
                                     tenants {
                                       name: "other"
                                       max_stored_bytes: 36
@@ -102,6 +108,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     log_level: "debug"
                                     drain_seconds: 16
                                     shared_memory: true
+                                    priority_ageing_seconds: 18
                                   )pb",
                                   "quantd.textproto");
   ASSERT_TRUE(config.ok()) << config.status();
@@ -125,7 +132,10 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_EQ(config->audit_log_file, "audit");
   EXPECT_EQ(config->tenants[0].weight, 2.5);
   EXPECT_EQ(config->tenants[1].name, "other");
+  EXPECT_EQ(config->tenants[0].max_running_layers, 17);
+  EXPECT_EQ(config->tenants[0].max_device_seconds_per_day, 0.5);
   EXPECT_EQ(config->tenants[1].weight, 1.0);
+  EXPECT_EQ(config->tenants[1].max_running_layers, 0);
   EXPECT_EQ(config->tls_certificate_file, "c.pem");
   EXPECT_EQ(config->tls_private_key_file, "k.pem");
   EXPECT_EQ(config->limits.max_dimension, 3);
@@ -150,6 +160,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_EQ(config->cpu_slots, 15);
   EXPECT_EQ(config->log_level, "debug");
   EXPECT_EQ(config->drain_seconds, 16);
+  EXPECT_EQ(config->priority_ageing_seconds, 18);
   EXPECT_TRUE(config->shared_memory);
 }
 
@@ -283,6 +294,18 @@ TEST(ValidateTest, EveryMistakeNamesItsField) {
          c.tenants = {{.name = "a"}};
          c.jwt = {.issuer = "i", .audience = "a", .algorithm = "HS256", .keys_file = "k"};
        }},
+      {"tenants[0].max_running_layers: expected at least 1, or 0 for no limit, got -1",
+       [](auto& c) {
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].max_running_layers = -1;
+       }},
+      {"tenants[0].max_device_seconds_per_day: expected more than 0, or 0 for no limit, got -2",
+       [](auto& c) {
+         c.tenants = {Tenant("a", kToken, 1)};
+         c.tenants[0].max_device_seconds_per_day = -2;
+       }},
+      {"priority_ageing_seconds: expected 1 to 2592000, got 0",
+       [](auto& c) { c.priority_ageing_seconds = 0; }},
       {"tenants[0].weight: ",
        [](auto& c) {
          c.tenants = {Tenant("a", kToken, std::numeric_limits<double>::quiet_NaN())};

@@ -69,7 +69,11 @@ void UseEverything(Metrics& metrics) {
   metrics.LayerFinished("acme", "rtn", "mxfp4", "succeeded", 1.5);
   metrics.StageFinished("transform", 0.7);
   metrics.DeviceSeconds("acme", 1.5);
-  metrics.QueueWait(3);
+  metrics.QueueWait(2, 3);
+  metrics.SetQuotaWaiting("max_running_layers", 4);
+  metrics.SetPreemptions(1, 0);
+  metrics.SetPreemptions(2, 5);
+  metrics.JobExpired();
   metrics.SetQueueDepth({{"acme", 4}});
   metrics.SetRunningLayers("cpu:0", 1);
   metrics.SetDeviceMemory("cpu:0", 100, 200);
@@ -154,7 +158,11 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_layer_duration_seconds_sum{format="mxfp4",method="rtn"})", 1.5},
       {R"(quantd_stage_duration_seconds_sum{stage="transform"})", 0.7},
       {R"(quantd_device_seconds_total{tenant="acme"})", 1.5},
-      {R"(quantd_queue_wait_seconds_sum)", 3},
+      {R"(quantd_queue_wait_seconds_sum{priority="high"})", 3},
+      {R"(quantd_quota_waiting_groups{quota="max_running_layers"})", 4},
+      {R"(quantd_preemptions_total{reason="priority"})", 2},
+      {R"(quantd_preemptions_total{reason="share"})", 5},
+      {R"(quantd_expired_jobs_total)", 1},
       {R"(quantd_queue_depth{tenant="acme"})", 4},
       {R"(quantd_running_layers{device="cpu:0"})", 1},
       {R"(quantd_device_memory_used_bytes{device="cpu:0"})", 100},

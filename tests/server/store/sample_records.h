@@ -59,6 +59,8 @@ inline JobRecord SampleJob(const std::string& tenant, const std::string& id, int
   job.end_time = At(seconds + 5);
   job.state = JobState::kQueued;
   job.finished_layers = 1;
+  job.priority = Priority::kHigh;
+  job.deadline = At(seconds + 9);
   LayerRecord plain = SampleLayer("layer.0");
   plain.recipe = job.recipe;
   plain.has_own_recipe = false;
@@ -107,6 +109,8 @@ inline void ExpectEqual(const JobRecord& a, const JobRecord& b) {
   EXPECT_EQ(a.end_time, b.end_time);
   EXPECT_EQ(a.state, b.state);
   EXPECT_EQ(a.finished_layers, b.finished_layers);
+  EXPECT_EQ(a.priority, b.priority);
+  EXPECT_EQ(a.deadline, b.deadline);
   ASSERT_EQ(a.layers.size(), b.layers.size());
   for (size_t i = 0; i < a.layers.size(); ++i) {
     EXPECT_TRUE(a.layers[i] == b.layers[i]) << "layer " << i;

@@ -269,6 +269,28 @@ TEST_F(SqliteJobStoreTest, AnUpdateMustNotChangeKeys) {
       absl::StatusCode::kNotFound);
 }
 
+TEST_F(SqliteJobStoreTest, DeviceUseIsAddedUpByTenantAndDay) {
+  ASSERT_TRUE(store_->InsertJob(SampleJob("acme", "j1", 1), kNoLimit).ok());
+  const auto nothing = [](JobRecord&, std::vector<ArtifactRecord>&) { return absl::OkStatus(); };
+  const auto refuse = [](JobRecord&, std::vector<ArtifactRecord>&) {
+    return absl::AbortedError("no");
+  };
+  ASSERT_TRUE(store_->UpdateJob("acme", "j1", nothing, {.day = 7, .seconds = 1.5}).ok());
+  ASSERT_TRUE(store_->UpdateJob("acme", "j1", nothing).ok());
+  EXPECT_FALSE(store_->UpdateJob("acme", "j1", refuse, {.day = 7, .seconds = 100}).ok());
+  ASSERT_TRUE(store_->AddDeviceUse("acme", {.day = 7, .seconds = 2}).ok());
+  ASSERT_TRUE(store_->AddDeviceUse("acme", {.day = 8, .seconds = 4}).ok());
+  ASSERT_TRUE(store_->AddDeviceUse("other", {.day = 7, .seconds = 8}).ok());
+  Open();
+  const auto seconds = store_->DeviceSecondsOf(7);
+  ASSERT_TRUE(seconds.ok()) << seconds.status();
+  EXPECT_EQ(*seconds, (std::map<std::string, double>{{"acme", 3.5}, {"other", 8}}));
+  EXPECT_TRUE(store_->DeviceSecondsOf(9)->empty());
+  // What a tenant has used outlives the job.
+  ASSERT_TRUE(store_->DeleteJob("acme", "j1").ok());
+  EXPECT_EQ((*store_->DeviceSecondsOf(7))["acme"], 3.5);
+}
+
 TEST_F(SqliteJobStoreTest, UploadsMoveForwardAlone) {
   const JobRecord job = SampleJob("acme", "j1", 1);
   Insert(job);
