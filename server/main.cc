@@ -115,6 +115,16 @@ std::unique_ptr<Metrics> MakeMetrics(const ServerConfig& config,
   return std::make_unique<Metrics>(std::move(options));
 }
 
+std::map<std::string, TenantShare> SharesOf(const ServerConfig& config) {
+  std::map<std::string, TenantShare> shares;
+  for (const TenantConfig& tenant : config.tenants) {
+    shares[tenant.name] = {.weight = tenant.weight,
+                           .quota = {.max_running = tenant.max_running_layers,
+                                     .max_seconds_per_day = tenant.max_device_seconds_per_day}};
+  }
+  return shares;
+}
+
 JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Backend& backend) {
   JobEngine::Options options;
   options.cpu_slots = config.cpu_slots;
@@ -126,12 +136,7 @@ JobEngine::Options EngineOptions(const ServerConfig& config, const compute::Back
   options.limits.max_layer_bytes = config.limits.max_layer_bytes > 0
                                        ? config.limits.max_layer_bytes
                                        : backend.Describe().memory_bytes / 4 * 3;
-  for (const TenantConfig& tenant : config.tenants) {
-    options.tenants[tenant.name] = {
-        .weight = tenant.weight,
-        .quota = {.max_running = tenant.max_running_layers,
-                  .max_seconds_per_day = tenant.max_device_seconds_per_day}};
-  }
+  options.tenants = SharesOf(config);
   options.priority_ageing = absl::Seconds(config.priority_ageing_seconds);
   return options;
 }
@@ -369,7 +374,8 @@ void WaitForStopSignal(const std::function<void()>& reload) {
 }
 
 // Takes up what of the configuration can change while the server runs. A mistake changes nothing.
-void Reload(const Flags& flags, const ServerConfig& running, Access& access, AuditLog& audit) {
+void Reload(const Flags& flags, const ServerConfig& running, Access& access, AuditLog& audit,
+            JobEngine& engine) {
   absl::StatusOr<ServerConfig> next = Configure(flags);
   absl::Status status = next.status();
   if (status.ok()) status = audit.Reopen();
@@ -378,6 +384,7 @@ void Reload(const Flags& flags, const ServerConfig& running, Access& access, Aud
     Log(LogLevel::kError, "reload_refused", {{"error", std::string(status.message())}});
     return;
   }
+  engine.SetTenants(SharesOf(*next));
   const auto tenants = static_cast<int64_t>(next->tenants.size());
   ServerConfig rest = *std::move(next);
   rest.tenants = running.tenants;
@@ -489,7 +496,7 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
        {"device", backends.front()->Describe().description},
        {"version", std::string(QUANTD_VERSION)}});
 
-  WaitForStopSignal([&] { Reload(flags, config, **access, **audit); });
+  WaitForStopSignal([&] { Reload(flags, config, **access, **audit, *engine); });
   Log(LogLevel::kInfo, "draining");
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
   readiness.Drain();

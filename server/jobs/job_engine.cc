@@ -585,6 +585,7 @@ absl::Status JobEngine::RunGroup(compute::Backend& backend, const WorkItem& item
 
   absl::StatusOr<std::vector<compute::Tensor>> weights = LoadWeights(*job, *group);
   if (!weights.ok()) return weights.status();
+  if (absl::Status s = running->cancel.Check(); !s.ok()) return s;
   std::vector<compute::LayerInput> inputs;
   for (size_t i = 0; i < group->members.size(); ++i) {
     inputs.push_back({job->layers[group->members[i]].layer_id, &(*weights)[i]});

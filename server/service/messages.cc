@@ -415,7 +415,8 @@ void AddQueue(const QueueView& queue, v1::Job& message) {
 
 v1::Job ToProto(const JobView& view) {
   v1::Job message = ToProto(view.job);
-  AddQueue(view.queue, message);
+  // Of an ended job something may run still that has not noticed.
+  if (!HasEnded(view.job.state)) AddQueue(view.queue, message);
   for (v1::Layer& layer : *message.mutable_layers()) {
     const auto progress = view.progress.find(layer.layer_id());
     if (progress == view.progress.end() || layer.state() != v1::LAYER_RUNNING) continue;

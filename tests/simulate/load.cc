@@ -124,6 +124,22 @@ class Generator {
     return std::move(load_);
   }
 
+  Load Returning() {
+    constexpr double kAway = 60.0;
+    load_.slots.assign(1 + Pick(2), {"d", 16 * kGiB});
+    for (const char* name : {"always", "returns"}) load_.tenants[name].weight = 1 + Pick(2);
+    const int items = 100 * static_cast<int>(load_.slots.size());
+    for (int i = 0; i < items; ++i) {
+      AddWork({"always", "job", absl::StrCat(i), 0, kGiB, 1}, start_, Between(0.8, 1.2));
+    }
+    for (int i = 0; i < items; ++i) {
+      const absl::Duration after = absl::Seconds(i == 0 ? 0.0 : kAway);
+      AddWork({"returns", "job", absl::StrCat(i), 0, kGiB, 1}, start_ + after, Between(0.8, 1.2));
+    }
+    SortByReady(load_);
+    return std::move(load_);
+  }
+
  private:
   void AddSlots() {
     const int devices = 1 + Pick(3);
@@ -223,5 +239,6 @@ absl::StatusOr<std::map<std::string, Tenant>> ParseTenants(absl::string_view tex
 
 Load GenerateMixedLoad(uint64_t seed) { return Generator(seed).Mixed(); }
 Load GenerateSaturatedLoad(uint64_t seed) { return Generator(seed).Saturated(); }
+Load GenerateReturningLoad(uint64_t seed) { return Generator(seed).Returning(); }
 
 }  // namespace quantd::simulate

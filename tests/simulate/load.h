@@ -56,5 +56,7 @@ absl::StatusOr<std::map<std::string, Tenant>> ParseTenants(absl::string_view tex
 Load GenerateMixedLoad(uint64_t seed);
 // Tenants without limits that always have work waiting; slots of one size.
 Load GenerateSaturatedLoad(uint64_t seed);
+// A tenant that had nothing to start for a while comes back with much, while another works on.
+Load GenerateReturningLoad(uint64_t seed);
 
 }  // namespace quantd::simulate

@@ -121,7 +121,7 @@ int Replay(const Options& options) {
   return json["violations"].empty() ? 0 : 1;
 }
 
-// Two loads a seed. Says where a promise breaks, so that `--seed` shows it.
+// Three loads a seed. Says where a promise breaks, so that `--seed` shows it.
 int CheckSeeds(const Options& options) {
   const auto begin = std::chrono::steady_clock::now();
   int64_t starts = 0;
@@ -133,7 +133,8 @@ int CheckSeeds(const Options& options) {
   double worst_share = 0;
   for (int64_t i = 0; i < options.seeds; ++i) {
     const uint64_t seed = options.seed + static_cast<uint64_t>(i);
-    for (const Load& load : {GenerateMixedLoad(seed), GenerateSaturatedLoad(seed)}) {
+    for (const Load& load :
+         {GenerateMixedLoad(seed), GenerateSaturatedLoad(seed), GenerateReturningLoad(seed)}) {
       const Result result = Simulate(load, seed);
       for (const auto& [name, tenant] : result.tenants) {
         starts += static_cast<int64_t>(tenant.waits.size());

@@ -30,8 +30,10 @@ bool FactorBlock(int64_t n, double* a, int64_t lda) {
 
 }  // namespace
 
-bool FactorCholesky(WorkerPool& pool, int64_t n, double* a) {
+bool FactorCholesky(WorkerPool& pool, int64_t n, double* a, const Stream* stream) {
+  const auto is_cancelled = [&] { return stream != nullptr && !stream->CheckCancelled().ok(); };
   for (int64_t first = 0; first < n; first += kPanel) {
+    if (is_cancelled()) return false;
     const int64_t width = std::min(kPanel, n - first);
     double* diagonal = a + first * n + first;
     if (!FactorBlock(width, diagonal, n)) return false;
@@ -44,7 +46,7 @@ bool FactorCholesky(WorkerPool& pool, int64_t n, double* a) {
     pool.ParallelFor(0, tiles * tiles, 1, [&](int64_t piece, int64_t) {
       const int64_t i = rest + (tiles - 1 - piece / tiles) * kTile;
       const int64_t j = rest + piece % tiles * kTile;
-      if (j > i) return;
+      if (j > i || is_cancelled()) return;
       SubtractMultiplyTransposed(std::min(kTile, n - i), std::min(kTile, n - j), width,
                                  a + i * n + first, n, a + j * n + first, n, a + i * n + j, n);
     });

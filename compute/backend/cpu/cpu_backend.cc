@@ -143,7 +143,8 @@ class CpuBackend final : public Backend {
                                   .rows = p.weight.dim(0),
                                   .cols = p.weight.dim(1),
                                   .weight = HostTensor(p.weight).as<double>(),
-                                  .second_moment = {}};
+                                  .second_moment = {},
+                                  .stream = &stream};
     if (IsDataAware(p.kind)) {
       host.second_moment = HostTensor(p.second_moment).as<double>();
     }
@@ -237,7 +238,8 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::vector<double>> Eigenvalues(Stream& stream,
                                                   const DeviceTensor& matrix) override {
     if (absl::Status status = operands::CheckSquare(matrix); !status.ok()) return status;
-    std::vector<double> values = SymmetricEigenvalues(matrix.dim(0), Doubles(matrix));
+    std::vector<double> values =
+        SymmetricEigenvalues(pool_, matrix.dim(0), Doubles(matrix), &stream);
     if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
     if (values.empty()) return absl::InternalError("eigenvalues: the iteration did not converge");
     return values;

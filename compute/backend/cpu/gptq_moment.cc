@@ -71,7 +71,8 @@ absl::StatusOr<GptqMoment> GptqMoment::Factor(WorkerPool& pool, Stream& stream,
         to[i * cols + i] += damping * mean + dead;
       }
     });
-    if (FactorCholesky(pool, cols, to)) break;
+    if (FactorCholesky(pool, cols, to, &stream)) break;
+    if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
     if (damping >= kMaxDamping) return NotPositive("the matrix");
     damping = std::min(std::max(10.0 * damping, kSmallestRetry), kMaxDamping);
     ++result.retries_;
@@ -85,8 +86,9 @@ void GptqMoment::Solve(int64_t rows, double* x) const {
   SolveLowerRight(rows, cols_, values_.data, cols_, x, cols_);
 }
 
-void GptqMoment::Split(WorkerPool& pool, const GptqPlan& plan) {
+void GptqMoment::Split(WorkerPool& pool, const Stream& stream, const GptqPlan& plan) {
   pool.ParallelFor(0, static_cast<int64_t>(plan.units.size()), 1, [&](int64_t g, int64_t) {
+    if (!stream.CheckCancelled().ok()) return;
     const GptqUnit& unit = plan.units[g];
     const int64_t after = unit.begin + unit.width;
     SolveLowerRight(cols_ - after, unit.width, unit_factor(unit), cols_,

@@ -29,7 +29,7 @@ class GptqMoment {
   // x = x M^-1 for `rows` rows of x whose columns are arranged. Before Split. In this thread.
   void Solve(int64_t rows, double* x) const;
   // From L of M = L L^T to K and D, in place.
-  void Split(WorkerPool& pool, const GptqPlan& plan);
+  void Split(WorkerPool& pool, const Stream& stream, const GptqPlan& plan);
   // K[later, unit]: row `position`, first column `unit.begin`; row stride cols(). After Split.
   const double* coupling(int64_t position, const GptqUnit& unit) const {
     return values_.data + position * cols_ + unit.begin;

@@ -37,7 +37,7 @@ GptqTransforms::GptqTransforms(const GptqProblem& problem, int64_t cols)
       moment_(Doubles(problem.second_moment)),
       solver_(problem.transform, identity_ ? 1 : problem.block_size, problem.transform_damping) {}
 
-absl::StatusOr<GptqTransforms> GptqTransforms::Create(WorkerPool& pool,
+absl::StatusOr<GptqTransforms> GptqTransforms::Create(WorkerPool& pool, const Stream& stream,
                                                       const GptqProblem& problem) {
   const int64_t cols = problem.weight.dim(1);
   GptqTransforms result(problem, cols);
@@ -62,7 +62,8 @@ absl::StatusOr<GptqTransforms> GptqTransforms::Create(WorkerPool& pool,
                                   .block_size = result.block_size_,
                                   .seed = problem.seed,
                                   .rows = problem.weight.dim(0),
-                                  .cols = cols});
+                                  .cols = cols,
+                                  .stream = &stream});
   if (!solved.ok()) return solved.status();
   result.tx_ = std::move(solved->tx);
   result.tw_ = std::move(solved->tw);

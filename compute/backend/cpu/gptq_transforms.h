@@ -18,7 +18,8 @@ namespace quantd::compute {
 class GptqTransforms {
  public:
   // Solves what does not depend on weights. Errors of SolveBlockTransforms.
-  static absl::StatusOr<GptqTransforms> Create(WorkerPool& pool, const GptqProblem& problem);
+  static absl::StatusOr<GptqTransforms> Create(WorkerPool& pool, const Stream& stream,
+                                               const GptqProblem& problem);
 
   bool identity() const { return identity_; }
   // Whether blocks are left to Solve.

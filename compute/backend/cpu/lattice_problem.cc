@@ -116,11 +116,12 @@ absl::StatusOr<MomentFactor> CpuFactorMoment(WorkerPool& pool, Stream& stream,
   if (!lower.ok()) return lower.status();
   std::copy_n(Doubles(moment), cols * cols, lower->data);
   for (int64_t i = 0; i < cols; ++i) lower->data[i * cols + i] += added;
-  if (!FactorCholesky(pool, cols, lower->data)) {
+  const bool is_definite = FactorCholesky(pool, cols, lower->data, &stream);
+  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+  if (!is_definite) {
     return absl::FailedPreconditionError(
         absl::StrCat("second_moment: not positive definite with ", added, " on its diagonal"));
   }
-  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
   MomentFactor factor = {.lower = lower->tensor, .diagonal = {}, .added = added};
   factor.diagonal.reserve(cols);
   for (int64_t i = 0; i < cols; ++i) factor.diagonal.push_back(lower->data[i * cols + i]);
@@ -170,12 +171,13 @@ absl::StatusOr<LatticeCodes> CpuCancelSuccessively(WorkerPool& pool, Stream& str
     std::copy(from + b * rows, from + e * rows, left->data + b * rows);
   });
   std::vector<double> gamma(cols);
-  if (!CancelSuccessively(pool, rows, cols, Doubles(factor.lower), spacing, left->data,
-                          codes->as<int32_t>().data(), gamma.data())) {
+  const bool fits = CancelSuccessively(pool, rows, cols, Doubles(factor.lower), spacing, left->data,
+                                       codes->as<int32_t>().data(), gamma.data(), &stream);
+  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+  if (!fits) {
     return absl::OutOfRangeError(
         absl::StrCat("spacing ", spacing, ": expected codes within +-2^30; got larger ones"));
   }
-  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
   return LatticeCodes{.codes = Adopt(stream, *std::move(codes)), .gamma = std::move(gamma)};
 }
 

@@ -58,7 +58,9 @@ class Fit {
     while (scales.rounds < kMaxRounds) {
       if (absl::Status status = stream_.CheckCancelled(); !status.ok()) return status;
       LatticeScales next = {.row = scales.row, .column = scales.column};
-      if (!FitColumns(next)) break;
+      const bool has_columns = FitColumns(next);
+      if (absl::Status status = stream_.CheckCancelled(); !status.ok()) return status;
+      if (!has_columns) break;
       MeasureRows(next.column);
       FitRows(next.row);
       Normalize(next);
@@ -85,6 +87,7 @@ class Fit {
     const double* moment = Doubles(problem_.moment_hat);
     const double* correlation = Doubles(problem_.correlation);
     pool_.ParallelFor(0, rows_, kTileRows, [&](int64_t b, int64_t e) {
+      if (!stream_.CheckCancelled().ok()) return;
       const int64_t width = e - b;
       std::vector<double> columns(cols_ * width);
       for (int64_t c = 0; c < cols_; ++c) {
@@ -155,7 +158,7 @@ class Fit {
     for (int attempt = 0; attempt <= kMaxRidgeRetries; ++attempt, ridge *= 100.0) {
       std::vector<double> factor = normal;
       for (int64_t i = 0; i < cols_; ++i) factor[i * cols_ + i] += ridge;
-      if (!FactorCholesky(pool_, cols_, factor.data())) continue;
+      if (!FactorCholesky(pool_, cols_, factor.data(), &stream_)) continue;
       SolveLower(cols_, 1, factor.data(), cols_, right.data(), 1);
       SolveLowerTransposed(cols_, 1, factor.data(), cols_, right.data(), 1);
       for (int64_t i = 0; i < cols_; ++i) {
@@ -187,7 +190,7 @@ class Fit {
     pool_.ParallelFor(0, tiles * tiles, 1, [&](int64_t piece, int64_t) {
       const int64_t i = piece / tiles * kTileCols;
       const int64_t j = piece % tiles * kTileCols;
-      if (j > i) return;
+      if (j > i || !stream_.CheckCancelled().ok()) return;
       const int64_t height = std::min(kTileCols, cols_ - i);
       const int64_t width = std::min(kTileCols, cols_ - j);
       MultiplyTransposed(height, width, rows_, weighted.data() + i * rows_, rows_,

@@ -70,7 +70,7 @@ class GptqRun {
 
  private:
   absl::Status Prepare() {
-    absl::StatusOr<GptqTransforms> transforms = GptqTransforms::Create(pool_, p_);
+    absl::StatusOr<GptqTransforms> transforms = GptqTransforms::Create(pool_, stream_, p_);
     if (!transforms.ok()) return transforms.status();
     transforms_ = std::make_unique<GptqTransforms>(*std::move(transforms));
     const absl::Span<const double> moment = HostTensor(p_.second_moment).as<double>();
@@ -86,7 +86,7 @@ class GptqRun {
     if (!factored.ok()) return factored.status();
     moment_ = std::make_unique<GptqMoment>(*std::move(factored));
     if (absl::Status status = SetTarget(moment); !status.ok()) return status;
-    moment_->Split(pool_, plan_);
+    moment_->Split(pool_, stream_, plan_);
     if (absl::Status status = Allocate(); !status.ok()) return status;
     return PrepareScales();
   }
@@ -223,6 +223,7 @@ class GptqRun {
   absl::Status SolveBlocks(int64_t first, int64_t last, const Gram& gram, const Weights& weights) {
     std::vector<absl::Status> statuses(last - first);
     pool_.ParallelFor(first, last, 1, [&](int64_t block, int64_t) {
+      if (statuses[block - first] = stream_.CheckCancelled(); !statuses[block - first].ok()) return;
       if (transforms_->conditional()) {
         const MatrixXd basis = BasisOf(block);
         statuses[block - first] =
@@ -241,7 +242,10 @@ class GptqRun {
   absl::Status SolveRowByRow() {
     const auto units = static_cast<int64_t>(plan_.units.size());
     std::vector<absl::Status> statuses(units);
-    pool_.ParallelFor(0, units, 1, [&](int64_t g, int64_t) { statuses[g] = Couple(g); });
+    pool_.ParallelFor(0, units, 1, [&](int64_t g, int64_t) {
+      statuses[g] = stream_.CheckCancelled();
+      if (statuses[g].ok()) statuses[g] = Couple(g);
+    });
     for (const absl::Status& status : statuses) {
       if (!status.ok()) return status;
     }
@@ -358,7 +362,8 @@ class GptqRun {
          jitter = std::max(10.0 * jitter, kFirstJitter)) {
       std::copy_n(moment.data(), n * n, to);
       for (int64_t i = 0; i < n; ++i) to[i * (n + 1)] += jitter * mean;
-      if (FactorCholesky(pool_, n, to)) return absl::OkStatus();
+      if (FactorCholesky(pool_, n, to, &stream_)) return absl::OkStatus();
+      if (absl::Status status = stream_.CheckCancelled(); !status.ok()) return status;
     }
     return NotPositive(absl::StrCat("the transformed block at column ", unit.first));
   }

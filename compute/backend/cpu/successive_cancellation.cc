@@ -21,8 +21,9 @@ struct Shrinkage {
 class Cancellation {
  public:
   Cancellation(WorkerPool& pool, int64_t rows, int64_t cols, const double* lower, double spacing,
-               double* target, int32_t* codes, double* gamma)
+               double* target, int32_t* codes, double* gamma, const Stream* stream)
       : pool_(pool),
+        stream_(stream),
         rows_(rows),
         cols_(cols),
         lower_(lower),
@@ -35,12 +36,13 @@ class Cancellation {
   bool Run(int64_t begin, int64_t end) {
     if (end - begin <= kLeaf) return RunLeaf(begin, end);
     const int64_t middle = begin + (end - begin) / 2;
-    if (!Run(middle, end)) return false;
+    if (!Run(middle, end) || IsCancelled()) return false;
     Subtract(begin, middle, end);
     return Run(begin, middle);
   }
 
  private:
+  bool IsCancelled() const { return stream_ != nullptr && !stream_->CheckCancelled().ok(); }
   double* Column(int64_t i) { return target_ + i * rows_; }
 
   bool RunLeaf(int64_t begin, int64_t end) {
@@ -94,6 +96,7 @@ class Cancellation {
   // What columns [middle, end) contribute to the targets of [begin, middle).
   void Subtract(int64_t begin, int64_t middle, int64_t end) {
     pool_.ParallelFor(0, rows_, kTileRows, [&](int64_t b, int64_t e) {
+      if (IsCancelled()) return;
       SubtractTransposedMultiply(middle - begin, e - b, end - middle,
                                  lower_ + middle * cols_ + begin, cols_, Column(middle) + b, rows_,
                                  Column(begin) + b, rows_);
@@ -101,6 +104,7 @@ class Cancellation {
   }
 
   WorkerPool& pool_;
+  const Stream* const stream_;
   const int64_t rows_;
   const int64_t cols_;
   const double* const lower_;
@@ -113,8 +117,9 @@ class Cancellation {
 }  // namespace
 
 bool CancelSuccessively(WorkerPool& pool, int64_t rows, int64_t cols, const double* lower,
-                        double spacing, double* target, int32_t* codes, double* gamma) {
-  return Cancellation(pool, rows, cols, lower, spacing, target, codes, gamma).Run(0, cols);
+                        double spacing, double* target, int32_t* codes, double* gamma,
+                        const Stream* stream) {
+  return Cancellation(pool, rows, cols, lower, spacing, target, codes, gamma, stream).Run(0, cols);
 }
 
 }  // namespace quantd::compute

@@ -1,12 +1,12 @@
 #include "compute/backend/cpu/transform_solver.h"
 
-#include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/block_transform.h"
+#include "compute/backend/cpu/cholesky.h"
 
 namespace quantd::compute {
 namespace {
@@ -21,6 +21,10 @@ constexpr double kMaxDamping = 1.0;
 WeightBlock BlockOf(const BlockTransformProblem& p, int64_t block) {
   return WeightBlock(p.weight.data() + block * p.block_size, p.rows, p.block_size,
                      Eigen::OuterStride<>(p.cols));
+}
+
+absl::Status CheckCancelled(const BlockTransformProblem& p) {
+  return p.stream == nullptr ? absl::OkStatus() : p.stream->CheckCancelled();
 }
 
 class MarginalSolver {
@@ -54,24 +58,25 @@ class MarginalSolver {
 // part, so A_bb W_b^T remains and the blocks are independent of each other.
 class ConditionalSolver {
  public:
-  static absl::StatusOr<ConditionalSolver> Create(const BlockTransformProblem& p) {
+  static absl::StatusOr<ConditionalSolver> Create(WorkerPool& pool,
+                                                  const BlockTransformProblem& p) {
     ConditionalSolver solver(p);
-    const MatrixXd moment =
-        Eigen::Map<const RowMajorMatrix>(p.second_moment.data(), p.cols, p.cols);
+    const Eigen::Map<const RowMajorMatrix> moment(p.second_moment.data(), p.cols, p.cols);
     const double mean = moment.trace() / static_cast<double>(p.cols);
     const double unit = mean > 0.0 ? mean : 1.0;
-    Eigen::LLT<MatrixXd> llt;
+    RowMajorMatrix lower;
     for (double damping = kConditionalDamping;; damping *= 10.0) {
       if (damping > kMaxDamping) return NotPositive("the matrix");
-      MatrixXd damped = moment;
-      damped.diagonal().array() += damping * unit;
-      llt.compute(damped);
+      lower = moment;
+      lower.diagonal().array() += damping * unit;
       solver.damping_ = damping;
-      if (llt.info() == Eigen::Success && llt.matrixLLT().allFinite()) break;
+      const bool is_definite = FactorCholesky(pool, p.cols, lower.data(), p.stream);
+      if (absl::Status status = CheckCancelled(p); !status.ok()) return status;
+      if (is_definite && lower.allFinite()) break;
     }
-    const MatrixXd lower = llt.matrixL();
     double energy = 0.0;
     for (int64_t block = 0; block < p.cols / p.block_size; ++block) {
+      if (absl::Status status = CheckCancelled(p); !status.ok()) return status;
       const int64_t begin = block * p.block_size;
       solver.bases_.emplace_back(lower.block(begin, begin, p.block_size, p.block_size).transpose());
       energy += (BlockOf(p, block) * solver.bases_.back().transpose()).squaredNorm();
@@ -120,6 +125,7 @@ absl::StatusOr<HostTransform> SolveAll(WorkerPool& pool, const BlockTransformPro
   pool.ParallelFor(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       BlockOutcome& outcome = outcomes[block];
+      if (outcome.status = CheckCancelled(p); !outcome.status.ok()) return;
       const absl::StatusOr<BlockSolution> solution = solve(block);
       outcome.status = solution.status();
       if (!solution.ok()) continue;
@@ -187,7 +193,7 @@ absl::StatusOr<HostTransform> SolveBlockTransforms(WorkerPool& pool,
     const MarginalSolver solver(problem);
     return SolveAll(pool, problem, [&](int64_t block) { return solver.Solve(block); });
   }
-  const absl::StatusOr<ConditionalSolver> solver = ConditionalSolver::Create(problem);
+  const absl::StatusOr<ConditionalSolver> solver = ConditionalSolver::Create(pool, problem);
   if (!solver.ok()) return solver.status();
   return SolveAll(pool, problem, [&](int64_t block) { return solver->Solve(block); });
 }

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "compute/backend/backend.h"
 #include "compute/backend/cpu/worker_pool.h"
 #include "compute/recipe/recipe.h"
 
@@ -25,6 +26,7 @@ struct BlockTransformProblem {
   // E[x x^T], finite; read by kWus and kWush, lower triangles only. Marginal: its C/B x B x B
   // diagonal blocks. Conditional: C x C.
   absl::Span<const double> second_moment = {};
+  const Stream* stream = nullptr;  // whose cancellation ends the solving; null: nothing does
 };
 
 // A stack of C/B transforms of B x B, row-major: x' = tx x, w' = tw w.
@@ -46,8 +48,8 @@ struct HostTransform {
 // (V) is made positive. All-zero and rank-deficient blocks and R < B give finite, invertible
 // transforms. A factorization that fails is repeated with ten times the damping and counted.
 // Errors: INVALID_ARGUMENT where a block of the second moment is not positive semidefinite even
-// when damped by its own mean diagonal, or where a transform leaves the range of float32.
-// Deterministic for any number of threads.
+// when damped by its own mean diagonal, or where a transform leaves the range of float32;
+// CANCELLED. Deterministic for any number of threads.
 absl::StatusOr<HostTransform> SolveBlockTransforms(WorkerPool& pool,
                                                    const BlockTransformProblem& problem);
 
