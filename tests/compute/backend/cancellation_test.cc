@@ -139,7 +139,10 @@ TEST_F(CancellationTest, Lattice) {
   ExpectStops(
       [&](Stream& s) { return backend_->CancelSuccessively(s, factor, target, 0.5).status(); });
 
-  const LatticeInputs inputs = {.weight = weight_, .moment = moment_, .factor = factor};
+  LatticeInputs inputs;
+  inputs.weight = weight_;
+  inputs.moment = moment_;
+  inputs.factor = factor;
   ExpectStops([&](Stream& s) { return backend_->PrepareLattice(s, inputs).status(); });
 
   const LatticeProblem problem = backend_->PrepareLattice(*stream_, inputs).value();
