@@ -187,18 +187,21 @@ QueueView JobEngine::Queue(const std::string& tenant, const std::string& job) {
   return QueueLocked({tenant, job});
 }
 
-// A forecast is used for twenty times as long as it took to make: watchers of a long queue must not
-// keep the slots waiting.
+// The forecast of a long queue takes a while, and is up to a second old: watchers must not keep the
+// slots waiting.
 QueueView JobEngine::QueueLocked(const JobKey& key) {
+  constexpr int kLongQueue = 1000;
   const absl::Time now = absl::Now();
   const bool is_waiting = scheduler_.waiting_jobs().contains(key);
   const auto live = live_.find(key);
   if (!is_waiting && (live == live_.end() || live->second.running.empty())) return {};
-  if (forecast_version_ != scheduler_.version() && now - forecast_time_ > 20 * forecast_cost_) {
+  int waiting = 0;
+  for (const auto& [job, groups] : scheduler_.waiting_jobs()) waiting += groups;
+  if (forecast_version_ != scheduler_.version() &&
+      (waiting < kLongQueue || now - forecast_time_ > absl::Seconds(1))) {
     forecast_ = ForecastQueue(scheduler_, now);
     forecast_version_ = scheduler_.version();
     forecast_time_ = now;
-    forecast_cost_ = absl::Now() - now;
   }
   QueueView view;
   if (const auto known = forecast_.find(key); known != forecast_.end()) {

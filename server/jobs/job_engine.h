@@ -200,11 +200,10 @@ class JobEngine {
   std::map<std::string, TenantShare> tenants_ ABSL_GUARDED_BY(mutex_);
   absl::CondVar clock_wake_;
   int64_t notified_version_ ABSL_GUARDED_BY(mutex_) = 0;
-  // Of the scheduler's version `forecast_version_`; what making it took.
+  // Of the scheduler's version `forecast_version_`.
   Forecast forecast_ ABSL_GUARDED_BY(mutex_);
   int64_t forecast_version_ ABSL_GUARDED_BY(mutex_) = -1;
   absl::Time forecast_time_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
-  absl::Duration forecast_cost_ ABSL_GUARDED_BY(mutex_);
 
   struct Subscription {
     JobKey key;
