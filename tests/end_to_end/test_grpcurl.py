@@ -45,7 +45,7 @@ def test_lists_the_services(server: Server, grpcurl: Tool) -> None:
         ),
         ("Results", ["GetErrorReport", "ListArtifacts", "ReadArtifact"]),
         ("Quantize", ["QuantizeTensor"]),
-        ("Server", ["GetServerInfo"]),
+        ("Server", ["GetServerInfo", "ListTenants"]),
     ],
 )
 def test_lists_the_methods(server: Server, grpcurl: Tool, service: str, methods: list[str]) -> None:
