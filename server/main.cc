@@ -381,11 +381,10 @@ void WaitForStopSignal(const std::function<void()>& reload) {
 }
 
 // Of the tenants, what the parts that use it were given at the start.
-std::map<std::string, std::pair<double, int64_t>> FixedAtStart(const ServerConfig& config) {
-  std::map<std::string, std::pair<double, int64_t>> fixed;
+std::map<std::string, int64_t> FixedAtStart(const ServerConfig& config) {
+  std::map<std::string, int64_t> fixed;
   for (const TenantConfig& tenant : config.tenants) {
-    if (tenant.weight == 1.0 && tenant.max_stored_bytes == 0) continue;
-    fixed[tenant.name] = {tenant.weight, tenant.max_stored_bytes};
+    if (tenant.max_stored_bytes > 0) fixed[tenant.name] = tenant.max_stored_bytes;
   }
   return fixed;
 }
@@ -403,14 +402,14 @@ void Reload(const Flags& flags, const ServerConfig& running, Access& access, Aud
   }
   engine.SetTenants(SharesOf(*next));
   const auto tenants = static_cast<int64_t>(next->tenants.size());
-  const bool same_shares = FixedAtStart(*next) == FixedAtStart(running);
+  const bool same_limits = FixedAtStart(*next) == FixedAtStart(running);
   ServerConfig rest = *std::move(next);
   rest.tenants = running.tenants;
   rest.jwt = running.jwt;
   rest.tls_certificate_file = running.tls_certificate_file;
   rest.tls_private_key_file = running.tls_private_key_file;
   rest.tls_client_ca_file = running.tls_client_ca_file;
-  const bool restart_needed = !same_shares || !(rest == running);
+  const bool restart_needed = !same_limits || !(rest == running);
   Log(restart_needed ? LogLevel::kWarning : LogLevel::kInfo, "reloaded",
       {{"tenants", tenants}, {"restart_needed", restart_needed}});
 }
