@@ -73,7 +73,8 @@ void RpcServer::Start() {
   JobEvents events = {.started = [](const WorkItem&, absl::Duration) {},
                       .succeeded = [](const WorkItem&, const compute::ErrorReport&) {},
                       .failed = [](const WorkItem&, const absl::Status&) {},
-                      .used = [](const WorkItem&, double) {}};
+                      .ended = [](const WorkItem&, const WorkTimes&) {},
+                      .expired = [](const std::string&, const std::string&) {}};
   engine_ = std::make_unique<JobEngine>(
       *jobs_, *blobs_, std::vector<compute::Backend*>{backend_.get()}, options,
       [this](const std::string& tenant, const std::string& statistic) {
