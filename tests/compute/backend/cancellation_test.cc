@@ -93,10 +93,6 @@ TEST_F(CancellationTest, Factorization) {
   ExpectStops([&](Stream& s) { return backend_->FactorMoment(s, moment_, 0.01).status(); });
 }
 
-TEST_F(CancellationTest, Eigenvalues) {
-  ExpectStops([&](Stream& s) { return backend_->Eigenvalues(s, moment_).status(); });
-}
-
 TEST_F(CancellationTest, ConditionalTransforms) {
   const TransformProblem problem = {.kind = TransformKind::kWush,
                                     .solver = Solver::kConditional,

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <numbers>
 #include <numeric>
 #include <vector>
 
@@ -89,12 +88,11 @@ TEST(CholeskyTest, IndefiniteIsRefusedWhereverThePivotFails) {
 }
 
 TEST(EigenvaluesTest, KnownSpectra) {
-  WorkerPool pool(2);
-  EXPECT_THAT(SymmetricEigenvalues(pool, 2, Matrix{2, 99, 1, 2}.data()),
+  EXPECT_THAT(SymmetricEigenvalues(2, Matrix{2, 99, 1, 2}.data()),
               Pointwise(DoubleNear(1e-14), {1.0, 3.0}));
   constexpr int64_t kSize = 150;
   const Matrix m = Moment(kSize, 5);
-  const std::vector<double> values = SymmetricEigenvalues(pool, kSize, m.data());
+  const std::vector<double> values = SymmetricEigenvalues(kSize, m.data());
   double squares = 0.0;
   for (const double v : values) squares += v * v;
   const double norm = std::inner_product(m.begin(), m.end(), m.begin(), 0.0);
@@ -102,39 +100,6 @@ TEST(EigenvaluesTest, KnownSpectra) {
               1e-11 * MeanDiagonal(m, kSize));
   EXPECT_NEAR(squares, norm, 1e-11 * norm);
   EXPECT_TRUE(std::is_sorted(values.begin(), values.end()));
-}
-
-// Large enough for two stages: the eigenvalues of a second difference are 2 - 2 cos(k pi / (n +
-// 1)), whatever reflection it is seen through.
-TEST(EigenvaluesTest, AKnownSpectrumThatIsReducedToABandFirst) {
-  constexpr int64_t kSize = 1100;
-  Matrix m(kSize * kSize);
-  for (int64_t i = 0; i < kSize; ++i) {
-    m[i * kSize + i] = 2.0;
-    if (i > 0) m[i * kSize + i - 1] = m[(i - 1) * kSize + i] = -1.0;
-  }
-  // H m H with H = I - 2 u u^T and u of equal entries: m - 2 u v^T - 2 v u^T with
-  // v = m u - (u^T m u) u.
-  Matrix ends(kSize);
-  const double u = 1.0 / std::sqrt(static_cast<double>(kSize));
-  ends.front() = ends.back() = u;
-  const double middle = 2.0 * u * u;
-  for (int64_t i = 0; i < kSize; ++i) {
-    for (int64_t j = 0; j < kSize; ++j) {
-      const double vi = ends[i] - middle * u;
-      const double vj = ends[j] - middle * u;
-      m[i * kSize + j] -= 2.0 * u * (vi + vj);
-    }
-  }
-  WorkerPool one(1);
-  WorkerPool three(3);
-  const std::vector<double> values = SymmetricEigenvalues(one, kSize, m.data());
-  ASSERT_EQ(values.size(), kSize);
-  for (int64_t k = 0; k < kSize; ++k) {
-    const double angle = std::numbers::pi * static_cast<double>(k + 1) / (kSize + 1);
-    EXPECT_NEAR(values[k], 2.0 - 2.0 * std::cos(angle), 1e-12);
-  }
-  EXPECT_EQ(SymmetricEigenvalues(three, kSize, m.data()), values);
 }
 
 // The formula, column by column.
