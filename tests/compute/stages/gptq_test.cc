@@ -46,7 +46,7 @@ TEST_F(GptqTest, TellsOutcomeAndDamping) {
   EXPECT_EQ(solution.outcome, Outcome::kExact);
   EXPECT_EQ(solution.damping, 0.05);
   EXPECT_EQ(solution.retries, 0);
-  EXPECT_THAT(stages_, testing::ElementsAre("quantize"));
+  EXPECT_THAT(stages_, testing::ElementsAre("quantize", "pack"));
 }
 
 // The damping of the transform is what PickTransformDamping says.

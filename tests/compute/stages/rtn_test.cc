@@ -31,7 +31,7 @@ TEST_F(RtnTest, FindMethodKnowsWhatIsBuilt) {
 
 TEST_F(RtnTest, TellsItsStages) {
   Solve({.transform = TransformKind::kHadamard});
-  EXPECT_THAT(stages_, testing::ElementsAre("transform", "quantize"));
+  EXPECT_THAT(stages_, testing::ElementsAre("transform", "quantize", "pack"));
 }
 
 TEST_F(RtnTest, AutomaticDampingIsTheBestOfItsCandidates) {
