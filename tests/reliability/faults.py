@@ -14,7 +14,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import quantd
@@ -133,7 +135,8 @@ def _takes_nothing(supervised: Supervised) -> str:
     return "a job was created after a failed sync"
 
 
-def _be_impatient() -> None:
+@contextmanager
+def _impatient() -> Iterator[None]:
     """A full disk asks for ten seconds of patience, for which these runs have no time."""
     patient = quantd.transport.Backoff.next_delay_s
 
@@ -142,11 +145,14 @@ def _be_impatient() -> None:
         return min(0.1, patient(self, error))
 
     quantd.transport.Backoff.next_delay_s = impatient  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        quantd.transport.Backoff.next_delay_s = patient  # type: ignore[method-assign]
 
 
 def run(directory: Path, runs: int, seed: int, jobs: int = 1) -> tuple[Counter[str], list[str]]:
     """`runs` of each; what was hit and what went wrong."""
-    _be_impatient()
     expected = undisturbed(directory)
     hits = traced(directory)
     seen: Counter[str] = Counter()
@@ -161,7 +167,7 @@ def run(directory: Path, runs: int, seed: int, jobs: int = 1) -> tuple[Counter[s
         ]
 
     problems: list[str] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with _impatient(), ThreadPoolExecutor(jobs) as pool:
         for number, found in enumerate(pool.map(once, range(runs)), 1):
             problems += found
             if number % 20 == 0 and runs > 20:
