@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -343,10 +345,20 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 15 * 60'000);
 }
 
-// Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it.
+// Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it. Atomic, since any thread
+// may take a signal.
 sem_t signal_came;
-volatile std::sig_atomic_t stop_requested = 0;
-volatile std::sig_atomic_t reload_requested = 0;
+std::atomic<bool> stop_requested = false;
+std::atomic<bool> reload_requested = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+template <std::atomic<bool>* kRequested>
+void TakeSignal(int /*signal*/) {
+  const int interrupted = errno;
+  *kRequested = true;
+  sem_post(&signal_came);
+  errno = interrupted;
+}
 
 // Handlers rather than sigwait: libraries start threads before main, in which the signals cannot
 // be blocked, and which would end the process when one of them is chosen to take the signal.
@@ -354,29 +366,20 @@ void HandleSignals() {
   sem_init(&signal_came, /*pshared=*/0, 0);
   struct sigaction action {};
   action.sa_flags = SA_RESTART;
-  action.sa_handler = [](int) {
-    stop_requested = 1;
-    sem_post(&signal_came);
-  };
+  action.sa_handler = TakeSignal<&stop_requested>;
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
-  action.sa_handler = [](int) {
-    reload_requested = 1;
-    sem_post(&signal_came);
-  };
+  action.sa_handler = TakeSignal<&reload_requested>;
   sigaction(SIGHUP, &action, nullptr);
 }
 
 // Returns at the first SIGTERM or SIGINT; every later one changes nothing. `reload` runs after each
 // SIGHUP, once for several that came while it ran.
 void WaitForStopSignal(const std::function<void()>& reload) {
-  while (stop_requested == 0) {
+  while (!stop_requested) {
     while (sem_wait(&signal_came) != 0) {
     }
-    if (stop_requested == 0 && reload_requested != 0) {
-      reload_requested = 0;
-      reload();
-    }
+    if (!stop_requested && reload_requested.exchange(false)) reload();
   }
 }
 

@@ -330,6 +330,8 @@ def test_tokens_are_reloaded(start_server: Callable[..., Server]) -> None:
     def slowly() -> Iterator[Any]:
         yield upload_header(job.layers[0].name, 8, 32, job.layers[0].dtype)
         yield upload_chunk(0, data[:512])
+        is_open = 'quantd_open_streams{kind="weights"} 1'
+        eventually(lambda: is_open in server.metrics(), "the server has let the stream in")
         entry = server.reload(
             "\n".join([tenant_with_token("alpha", token="new"), tenant_with_token("beta")])
         )
