@@ -345,8 +345,8 @@ void SetServerOptions(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 15 * 60'000);
 }
 
-// Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it. Atomic, since any thread
-// may take a signal.
+// Posted by every SIGTERM, SIGINT and SIGHUP; which it was stands beside it. Atomic, since any
+// thread may take a signal.
 sem_t signal_came;
 std::atomic<bool> stop_requested = false;
 std::atomic<bool> reload_requested = false;
