@@ -29,7 +29,8 @@ using sqlite::Query;
 using sqlite::Transaction;
 
 // Calls visit(row) for every row of `sql`, whose parameters are the texts.
-absl::Status ForEachRow(Database& database, const char* sql, const std::vector<std::string>& keys,
+absl::Status ForEachRow(Database& database, absl::string_view sql,
+                        const std::vector<std::string>& keys,
                         const std::function<absl::Status(Query&)>& visit) {
   auto query = database.Prepare(sql);
   if (!query.ok()) return query.status();
@@ -42,7 +43,7 @@ absl::Status ForEachRow(Database& database, const char* sql, const std::vector<s
   }
 }
 
-absl::Status Run(Database& database, const char* sql, const std::vector<std::string>& keys) {
+absl::Status Run(Database& database, absl::string_view sql, const std::vector<std::string>& keys) {
   return ForEachRow(database, sql, keys, [](Query&) { return absl::OkStatus(); });
 }
 
@@ -167,9 +168,8 @@ absl::Status Fsck::CheckJobs() {
   sqlite::RecipeReader recipes;
   absl::Status read = ForEachRow(
       *database_,
-      "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers, priority, deadline_us FROM jobs ORDER BY tenant, job_id",
-      {}, [&](Query& row) {
+      absl::StrCat("SELECT ", sqlite::kJobColumns, " FROM jobs ORDER BY tenant, job_id"), {},
+      [&](Query& row) {
         auto job = sqlite::ReadJob(row, recipes);
         if (job.ok()) {
           jobs.push_back(*std::move(job));
@@ -182,23 +182,21 @@ absl::Status Fsck::CheckJobs() {
   if (!read.ok()) return read;
   for (JobRecord& job : jobs) {
     ++report_.jobs;
-    read = ForEachRow(
-        *database_,
-        "SELECT layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe,"
-        " state, error, device_seconds, upload_committed, upload_staging, weight_name, weight_size,"
-        " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id, weight_of"
-        " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position",
-        {job.tenant, job.job_id}, [&](Query& row) {
-          auto layer = sqlite::ReadLayer(row, job.recipe, recipes);
-          if (!layer.ok()) {
-            Damage("RECORD_UNREADABLE", JobName(job), layer.status().message());
-            // Its blobs are not left over, whatever else is wrong with it.
-            for (const int column : {12, 13}) referenced_.insert(row.Text(column));
-            return absl::OkStatus();
-          }
-          job.layers.push_back(*std::move(layer));
-          return absl::OkStatus();
-        });
+    read =
+        ForEachRow(*database_,
+                   absl::StrCat("SELECT ", sqlite::kLayerColumns,
+                                " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position"),
+                   {job.tenant, job.job_id}, [&](Query& row) {
+                     auto layer = sqlite::ReadLayer(row, job.recipe, recipes);
+                     if (!layer.ok()) {
+                       Damage("RECORD_UNREADABLE", JobName(job), layer.status().message());
+                       // Its blobs are not left over, whatever else is wrong with it.
+                       for (const int column : {12, 13}) referenced_.insert(row.Text(column));
+                       return absl::OkStatus();
+                     }
+                     job.layers.push_back(*std::move(layer));
+                     return absl::OkStatus();
+                   });
     if (!read.ok()) return read;
     if (auto s = CheckJobRecord(job); !s.ok()) return s;
   }
@@ -207,14 +205,13 @@ absl::Status Fsck::CheckJobs() {
 
 absl::Status Fsck::CheckJobRecord(const JobRecord& job) {
   std::vector<ArtifactRecord> artifacts;
-  absl::Status read =
-      ForEachRow(*database_,
-                 "SELECT artifact_id, layer_id, blob_name, blob_size, blob_sha256, create_time_us"
-                 " FROM artifacts WHERE tenant = ? AND job_id = ?",
-                 {job.tenant, job.job_id}, [&](Query& row) {
-                   artifacts.push_back(sqlite::ReadArtifact(row));
-                   return absl::OkStatus();
-                 });
+  absl::Status read = ForEachRow(*database_,
+                                 absl::StrCat("SELECT ", sqlite::kArtifactColumns,
+                                              " FROM artifacts WHERE tenant = ? AND job_id = ?"),
+                                 {job.tenant, job.job_id}, [&](Query& row) {
+                                   artifacts.push_back(sqlite::ReadArtifact(row));
+                                   return absl::OkStatus();
+                                 });
   if (!read.ok()) return read;
   for (const std::string& wrong : CheckJob(job, artifacts)) {
     Finding& finding = Damage("JOB_INCONSISTENT", JobName(job), wrong);
@@ -325,17 +322,15 @@ absl::Status Fsck::DeriveJob(const JobRecord& job) {
   JobRecord now = job;
   now.layers.clear();
   sqlite::RecipeReader recipes;
-  absl::Status read = ForEachRow(
-      *database_,
-      "SELECT layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe,"
-      " state, error, device_seconds, upload_committed, upload_staging, weight_name, weight_size,"
-      " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id, weight_of"
-      " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position",
-      {job.tenant, job.job_id}, [&](Query& row) {
-        auto layer = sqlite::ReadLayer(row, job.recipe, recipes);
-        if (layer.ok()) now.layers.push_back(*std::move(layer));
-        return layer.status();
-      });
+  absl::Status read =
+      ForEachRow(*database_,
+                 absl::StrCat("SELECT ", sqlite::kLayerColumns,
+                              " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position"),
+                 {job.tenant, job.job_id}, [&](Query& row) {
+                   auto layer = sqlite::ReadLayer(row, job.recipe, recipes);
+                   if (layer.ok()) now.layers.push_back(*std::move(layer));
+                   return layer.status();
+                 });
   if (!read.ok()) return read;
   DeriveJobState(now, absl::Now());
   if (!HasEnded(now.state)) now.end_time.reset();
@@ -352,40 +347,40 @@ absl::Status Fsck::DeriveJob(const JobRecord& job) {
 
 absl::Status Fsck::CheckStatistics() {
   std::vector<StatisticRecord> statistics;
-  absl::Status read = ForEachRow(
-      *database_,
-      "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
-      " FROM statistics ORDER BY tenant, statistic_id",
-      {}, [&](Query& row) {
-        auto statistic = sqlite::ReadStatistic(row);
-        if (statistic.ok()) {
-          statistics.push_back(*std::move(statistic));
-        } else {
-          Damage("RECORD_UNREADABLE",
-                 absl::StrCat("tenants/", row.Text(0), "/statistics/", row.Text(1)),
-                 statistic.status().message());
-          referenced_.insert(row.Text(10));
-        }
-        return absl::OkStatus();
-      });
+  absl::Status read =
+      ForEachRow(*database_,
+                 absl::StrCat("SELECT ", sqlite::kStatisticColumns,
+                              " FROM statistics ORDER BY tenant, statistic_id"),
+                 {}, [&](Query& row) {
+                   auto statistic = sqlite::ReadStatistic(row);
+                   if (statistic.ok()) {
+                     statistics.push_back(*std::move(statistic));
+                   } else {
+                     Damage("RECORD_UNREADABLE",
+                            absl::StrCat("tenants/", row.Text(0), "/statistics/", row.Text(1)),
+                            statistic.status().message());
+                     referenced_.insert(row.Text(10));
+                   }
+                   return absl::OkStatus();
+                 });
   if (!read.ok()) return read;
   for (StatisticRecord& statistic : statistics) {
     ++report_.statistics;
-    read = ForEachRow(*database_,
-                      "SELECT stream_id, dtype, durable_seq, tokens, snapshot_name, snapshot_size,"
-                      " snapshot_sha256, recent_crcs FROM statistic_streams"
-                      " WHERE tenant = ? AND statistic_id = ? ORDER BY stream_id",
-                      {statistic.tenant, statistic.statistic_id}, [&](Query& row) {
-                        auto stream = sqlite::ReadStream(row);
-                        if (stream.ok()) {
-                          statistic.streams.push_back(*std::move(stream));
-                        } else {
-                          Damage("RECORD_UNREADABLE", NameOf(statistic), stream.status().message());
-                          referenced_.insert(row.Text(4));
-                        }
-                        return absl::OkStatus();
-                      });
+    read = ForEachRow(
+        *database_,
+        absl::StrCat(
+            "SELECT ", sqlite::kStreamColumns,
+            " FROM statistic_streams WHERE tenant = ? AND statistic_id = ? ORDER BY stream_id"),
+        {statistic.tenant, statistic.statistic_id}, [&](Query& row) {
+          auto stream = sqlite::ReadStream(row);
+          if (stream.ok()) {
+            statistic.streams.push_back(*std::move(stream));
+          } else {
+            Damage("RECORD_UNREADABLE", NameOf(statistic), stream.status().message());
+            referenced_.insert(row.Text(4));
+          }
+          return absl::OkStatus();
+        });
     if (!read.ok()) return read;
     CheckStatisticRecord(statistic);
   }

@@ -187,11 +187,11 @@ absl::Status Database::Execute(const char* statements) {
   return code == SQLITE_OK ? absl::OkStatus() : ErrorOf(code, statements);
 }
 
-absl::StatusOr<Query> Database::Prepare(const char* sql) {
-  sqlite3_stmt*& statement = statements_[sql];
+absl::StatusOr<Query> Database::Prepare(absl::string_view sql) {
+  sqlite3_stmt*& statement = statements_[std::string(sql)];
   if (statement == nullptr) {
-    const int code =
-        sqlite3_prepare_v3(connection_, sql, -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+    const int code = sqlite3_prepare_v3(connection_, sql.data(), static_cast<int>(sql.size()),
+                                        SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
     if (code != SQLITE_OK) return ErrorOf(code, sql);
   }
   return Query(this, statement);

@@ -69,8 +69,8 @@ class Database {
 
   // One or more statements without parameters or rows.
   absl::Status Execute(const char* statements);
-  // `sql` is prepared once and kept: a string literal. One execution of it at a time.
-  absl::StatusOr<Query> Prepare(const char* sql);
+  // `sql` is prepared once and kept. One execution of it at a time.
+  absl::StatusOr<Query> Prepare(absl::string_view sql);
 
   // INTERNAL once a sync has failed: what the disk holds is unknown, so nothing may be promised.
   const absl::Status& health() const { return health_; }
@@ -83,7 +83,7 @@ class Database {
 
   std::string path_;
   sqlite3* connection_ = nullptr;
-  std::unordered_map<const char*, sqlite3_stmt*> statements_;
+  std::unordered_map<std::string, sqlite3_stmt*> statements_;
   absl::Status health_;
 };
 

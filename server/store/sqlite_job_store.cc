@@ -167,10 +167,8 @@ absl::StatusOr<std::vector<std::string>> SqliteJobStore::Unreferenced(
 
 absl::Status SqliteJobStore::LoadLayers(JobRecord& job, sqlite::RecipeReader& recipes) {
   auto query = database_->Prepare(
-      "SELECT layer_id, rows, cols, dtype, fusion_group, statistic_id, recipe, has_own_recipe,"
-      " state, error, device_seconds, upload_committed, upload_staging, weight_name, weight_size,"
-      " weight_sha256, second_moment_hat_id, cross_moment_id, residual_moment_id, weight_of"
-      " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position");
+      absl::StrCat("SELECT ", sqlite::kLayerColumns,
+                   " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position"));
   if (!query.ok()) return query.status();
   query->Bind(job.tenant).Bind(job.job_id);
   while (true) {
@@ -188,8 +186,7 @@ absl::Status SqliteJobStore::LoadLayers(JobRecord& job, sqlite::RecipeReader& re
 
 absl::StatusOr<JobRecord> SqliteJobStore::LoadJob(absl::string_view tenant, absl::string_view job) {
   auto query = database_->Prepare(
-      "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers, priority, deadline_us FROM jobs WHERE tenant = ? AND job_id = ?");
+      absl::StrCat("SELECT ", sqlite::kJobColumns, " FROM jobs WHERE tenant = ? AND job_id = ?"));
   if (!query.ok()) return query.status();
   auto row = query->Bind(tenant).Bind(job).Step();
   if (!row.ok()) return row.status();
@@ -340,11 +337,10 @@ absl::StatusOr<Page<JobRecord>> SqliteJobStore::ListJobs(absl::string_view tenan
                                                          absl::string_view page_token) {
   std::lock_guard lock(mutex_);
   if (!database_->health().ok()) return database_->health();
-  auto query = database_->Prepare(
-      "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers, priority, deadline_us FROM jobs WHERE tenant = ? AND (create_time_us, "
-      "job_id) < (?, ?)"
-      " ORDER BY create_time_us DESC, job_id DESC LIMIT ?");
+  auto query =
+      database_->Prepare(absl::StrCat("SELECT ", sqlite::kJobColumns,
+                                      " FROM jobs WHERE tenant = ? AND (create_time_us, job_id) < "
+                                      "(?, ?) ORDER BY create_time_us DESC, job_id DESC LIMIT ?"));
   if (!query.ok()) return query.status();
   const std::string scope = absl::StrCat("jobs/", tenant);
   query->Bind(tenant);
@@ -360,11 +356,10 @@ absl::StatusOr<Page<JobRecord>> SqliteJobStore::ListJobs(absl::string_view tenan
 absl::StatusOr<std::vector<JobRecord>> SqliteJobStore::UnfinishedJobs() {
   std::lock_guard lock(mutex_);
   if (!database_->health().ok()) return database_->health();
-  auto query = database_->Prepare(
-      "SELECT tenant, job_id, display_name, request_id, recipe, create_time_us, end_time_us, state,"
-      " finished_layers, priority, deadline_us FROM jobs WHERE state NOT IN ('succeeded', "
-      "'failed', 'cancelled')"
-      " ORDER BY create_time_us, tenant, job_id");
+  auto query =
+      database_->Prepare(absl::StrCat("SELECT ", sqlite::kJobColumns,
+                                      " FROM jobs WHERE state NOT IN ('succeeded', 'failed', "
+                                      "'cancelled') ORDER BY create_time_us, tenant, job_id"));
   if (!query.ok()) return query.status();
   std::vector<JobRecord> jobs;
   sqlite::RecipeReader recipes;
@@ -529,8 +524,8 @@ absl::StatusOr<ArtifactRecord> SqliteJobStore::GetArtifact(absl::string_view ten
   std::lock_guard lock(mutex_);
   if (!database_->health().ok()) return database_->health();
   auto query = database_->Prepare(
-      "SELECT artifact_id, layer_id, blob_name, blob_size, blob_sha256, create_time_us"
-      " FROM artifacts WHERE tenant = ? AND job_id = ? AND artifact_id = ?");
+      absl::StrCat("SELECT ", sqlite::kArtifactColumns,
+                   " FROM artifacts WHERE tenant = ? AND job_id = ? AND artifact_id = ?"));
   if (!query.ok()) return query.status();
   auto row = query->Bind(tenant).Bind(job).Bind(artifact).Step();
   if (!row.ok()) return row.status();
@@ -549,9 +544,9 @@ absl::StatusOr<Page<ArtifactRecord>> SqliteJobStore::ListArtifacts(absl::string_
   if (!jobs.ok()) return jobs.status();
   if (*jobs == 0) return NoSuch(JobName(tenant, job));
   auto query = database_->Prepare(
-      "SELECT artifact_id, layer_id, blob_name, blob_size, blob_sha256, create_time_us"
-      " FROM artifacts WHERE tenant = ? AND job_id = ? AND (create_time_us, artifact_id) < (?, ?)"
-      " ORDER BY create_time_us DESC, artifact_id DESC LIMIT ?");
+      absl::StrCat("SELECT ", sqlite::kArtifactColumns,
+                   " FROM artifacts WHERE tenant = ? AND job_id = ? AND (create_time_us, "
+                   "artifact_id) < (?, ?) ORDER BY create_time_us DESC, artifact_id DESC LIMIT ?"));
   if (!query.ok()) return query.status();
   const std::string scope = absl::StrCat("artifacts/", tenant, "/", job);
   query->Bind(tenant).Bind(job);
@@ -567,10 +562,9 @@ absl::StatusOr<Page<ArtifactRecord>> SqliteJobStore::ListArtifacts(absl::string_
 // ---- statistics
 
 absl::Status SqliteJobStore::LoadStreams(StatisticRecord& statistic) {
-  auto query = database_->Prepare(
-      "SELECT stream_id, dtype, durable_seq, tokens, snapshot_name, snapshot_size, snapshot_sha256,"
-      " recent_crcs FROM statistic_streams WHERE tenant = ? AND statistic_id = ?"
-      " ORDER BY stream_id");
+  auto query = database_->Prepare(absl::StrCat(
+      "SELECT ", sqlite::kStreamColumns,
+      " FROM statistic_streams WHERE tenant = ? AND statistic_id = ? ORDER BY stream_id"));
   if (!query.ok()) return query.status();
   query->Bind(statistic.tenant).Bind(statistic.statistic_id);
   while (true) {
@@ -589,10 +583,9 @@ absl::Status SqliteJobStore::LoadStreams(StatisticRecord& statistic) {
 
 absl::StatusOr<StatisticRecord> SqliteJobStore::LoadStatistic(absl::string_view tenant,
                                                               absl::string_view statistic) {
-  auto query = database_->Prepare(
-      "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
-      " FROM statistics WHERE tenant = ? AND statistic_id = ?");
+  auto query =
+      database_->Prepare(absl::StrCat("SELECT ", sqlite::kStatisticColumns,
+                                      " FROM statistics WHERE tenant = ? AND statistic_id = ?"));
   if (!query.ok()) return query.status();
   auto row = query->Bind(tenant).Bind(statistic).Step();
   if (!row.ok()) return row.status();
@@ -660,10 +653,9 @@ absl::StatusOr<Page<StatisticRecord>> SqliteJobStore::ListStatistics(absl::strin
   std::lock_guard lock(mutex_);
   if (!database_->health().ok()) return database_->health();
   auto query = database_->Prepare(
-      "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
-      " FROM statistics WHERE tenant = ? AND (create_time_us, statistic_id) < (?, ?)"
-      " ORDER BY create_time_us DESC, statistic_id DESC LIMIT ?");
+      absl::StrCat("SELECT ", sqlite::kStatisticColumns,
+                   " FROM statistics WHERE tenant = ? AND (create_time_us, statistic_id) < (?, ?) "
+                   "ORDER BY create_time_us DESC, statistic_id DESC LIMIT ?"));
   if (!query.ok()) return query.status();
   const std::string scope = absl::StrCat("statistics/", tenant);
   query->Bind(tenant);
@@ -800,19 +792,14 @@ absl::StatusOr<std::vector<StatisticRecord>> SqliteJobStore::UnusedStatistics(
     absl::Time created_before, int limit) {
   std::lock_guard lock(mutex_);
   if (!database_->health().ok()) return database_->health();
-  auto query = database_->Prepare(
-      "SELECT tenant, statistic_id, layout, block_size, cols, sample_rows, sample_seed, sealed,"
-      " tokens, digest, moment_name, moment_size, moment_sha256, create_time_us, kind, paired_cols"
-      " FROM statistics AS s WHERE create_time_us < ?"
-      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
-      "  AND statistic_id = s.statistic_id)"
-      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
-      "  AND second_moment_hat_id = s.statistic_id)"
-      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
-      "  AND cross_moment_id = s.statistic_id)"
-      " AND NOT EXISTS (SELECT 1 FROM layers WHERE tenant = s.tenant"
-      "  AND residual_moment_id = s.statistic_id)"
-      " ORDER BY create_time_us LIMIT ?");
+  auto query = database_->Prepare(absl::StrCat(
+      "SELECT ", sqlite::kStatisticColumns,
+      " FROM statistics AS s WHERE create_time_us < ? AND NOT EXISTS (SELECT 1 FROM layers WHERE "
+      "tenant = s.tenant  AND statistic_id = s.statistic_id) AND NOT EXISTS (SELECT 1 FROM layers "
+      "WHERE tenant = s.tenant  AND second_moment_hat_id = s.statistic_id) AND NOT EXISTS (SELECT "
+      "1 FROM layers WHERE tenant = s.tenant  AND cross_moment_id = s.statistic_id) AND NOT EXISTS "
+      "(SELECT 1 FROM layers WHERE tenant = s.tenant  AND residual_moment_id = s.statistic_id) "
+      "ORDER BY create_time_us LIMIT ?"));
   if (!query.ok()) return query.status();
   query->Bind(absl::ToUnixMicros(created_before)).Bind(int64_t{limit});
   std::vector<StatisticRecord> statistics;
