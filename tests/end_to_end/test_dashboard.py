@@ -9,11 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import signal
-import socket
-import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +18,9 @@ import pytest
 from quantd.v1 import recipe_pb2
 
 from .conftest import REPOSITORY
+from .prometheus_server import Prometheus, running_prometheus
 from .prometheus_text import parse
-from .server_process import Server, eventually, seconds
+from .server_process import Server, eventually
 from .wire import (
     activations_like,
     create_job,
@@ -84,29 +80,6 @@ def _documented() -> dict[str, Documented]:
     }
 
 
-@dataclass
-class Prometheus:
-    """A real one; `ask` returns the series of a query, now."""
-
-    url: str
-
-    def ask(self, expression: str) -> list[dict[str, Any]]:
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=seconds(5)) as got:
-            body = json.load(got)
-        assert body["status"] == "success"
-        return body["data"]["result"]
-
-    def alerts(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(f"{self.url}/api/v1/alerts", timeout=seconds(5)) as got:
-            return json.load(got)["data"]["alerts"]
-
-    def rules(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(f"{self.url}/api/v1/rules", timeout=seconds(5)) as got:
-            (group,) = json.load(got)["data"]["groups"]
-            return group["rules"]
-
-
 def _work(server: Server, round_number: int) -> None:
     """Some of everything that the panels show."""
     name = f"shown-{round_number}"
@@ -142,38 +115,21 @@ def watched(
         configured = configured.replace(was, becomes)
     config = folder / "prometheus.yml"
     config.write_text(configured)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = folder / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                prometheus,
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'tsdb'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    scraped = Prometheus(f"http://127.0.0.1:{port}")
+    with running_prometheus(prometheus, config, folder) as scraped:
 
-    def samples() -> float:
-        try:
-            (series,) = scraped.ask("count_over_time(quantd_build_info[1h])")
-        except (ValueError, OSError):  # no series yet; still starting
-            return 0
-        return float(series["value"][1])
+        def samples() -> float:
+            try:
+                (series,) = scraped.ask("count_over_time(quantd_build_info[1h])")
+            except (ValueError, OSError):  # no series yet; still starting
+                return 0
+            return float(series["value"][1])
 
-    eventually(lambda: samples() >= 1, "the first scrape has arrived", 30)
-    for round_number in range(3):  # rates need a change between two scrapes of the same series
-        _work(server, round_number)
-        seen = samples()
-        eventually(lambda seen=seen: samples() >= seen + 2, "scrapes go on", 30)
-    yield scraped
-    assert process.poll() is None, log.read_text()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        eventually(lambda: samples() >= 1, "the first scrape has arrived", 30)
+        for round_number in range(3):  # rates need a change between two scrapes of the same series
+            _work(server, round_number)
+            seen = samples()
+            eventually(lambda seen=seen: samples() >= seen + 2, "scrapes go on", 30)
+        yield scraped
 
 
 def _filled_in(expression: str) -> str:

@@ -6,11 +6,8 @@ import http.client
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from quantd.v1 import jobs_pb2, recipe_pb2
 from reliability.supervisor import failpoint_names
 
 from .conftest import REPOSITORY
+from .prometheus_server import Prometheus, running_prometheus
 from .prometheus_text import Scrape, parse
 from .server_process import Server, eventually, seconds
 from .wire import (
@@ -317,10 +315,8 @@ def test_garbage_on_the_metrics_port(server: Server) -> None:
 
 
 @pytest.fixture
-def prometheus_url(worked: Server, prometheus: str, tmp_path: Path) -> Iterator[str]:
+def scraping(worked: Server, prometheus: str, tmp_path: Path) -> Iterator[Prometheus]:
     """A real Prometheus that scrapes the server every 200 ms."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     config = tmp_path / "prometheus.yml"
     config.write_text(
         json.dumps(  # JSON is YAML
@@ -335,34 +331,16 @@ def prometheus_url(worked: Server, prometheus: str, tmp_path: Path) -> Iterator[
             }
         )
     )
-    log = tmp_path / "prometheus.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                prometheus,
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    yield f"http://127.0.0.1:{port}"
-    assert process.poll() is None, log.read_text()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with running_prometheus(prometheus, config, tmp_path) as scraping:
+        yield scraping
 
 
-def test_prometheus_scrapes(prometheus_url: str, worked: Server) -> None:
+def test_prometheus_scrapes(scraping: Prometheus, worked: Server) -> None:
     def query(expression: str) -> list[dict]:
-        url = f"{prometheus_url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         try:
-            with urllib.request.urlopen(url, timeout=seconds(5)) as answer:
-                body = json.load(answer)
+            return scraping.ask(expression)
         except (urllib.error.URLError, ConnectionError):
             return []  # it is still starting
-        assert body["status"] == "success"
-        return body["data"]["result"]
 
     (build_info,) = eventually(lambda: query("quantd_build_info"), "the scrape has arrived", 20)
     assert build_info["value"][1] == "1"
