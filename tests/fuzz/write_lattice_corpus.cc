@@ -2,7 +2,6 @@
 // grammar. usage: write_lattice_corpus FOLDER
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <random>
 #include <string>
 #include <utility>
@@ -10,6 +9,7 @@
 
 #include "compute/coding/integer_coder.h"
 #include "compute/formats/lattice_weight.h"
+#include "tests/fuzz/corpus_file.h"
 #include "tests/fuzz/lattice_input.h"
 
 namespace quantd::fuzz {
@@ -77,23 +77,13 @@ void SplitIntoSegments(const compute::LatticeWeight& weight, int64_t segment_val
   Replace(input, "z_escape", coded.escapes, {size(coded.escapes)});
 }
 
-bool Write(const std::string& path, const std::string& bytes) {
-  std::ofstream file(path, std::ios::binary);
-  file << bytes;
-  return static_cast<bool>(file.flush());
-}
-
 int WriteAll(const std::string& folder) {
   for (const Seed& seed : kSeeds) {
     const auto weight = compute::LatticeWeight::Create(PartsOf(seed)).value();
     LatticeInput input = {.rows = seed.rows, .cols = seed.cols, .tensors = {}};
     input.tensors = weight->Pack(0, seed.rows).value();
     if (seed.segment_values > 0) SplitIntoSegments(*weight, seed.segment_values, input);
-    const std::string path = folder + "/" + seed.name;
-    if (!Write(path, ToBytes(input))) {
-      std::fprintf(stderr, "%s: cannot be written\n", path.c_str());
-      return 1;
-    }
+    if (!WriteCorpusFile(folder + "/" + seed.name, ToBytes(input))) return 1;
   }
   return 0;
 }

@@ -1,12 +1,12 @@
 // Writes the seeds of fuzz_second_moment_bytes into a folder: a small moment of each kind and
 // layout, with and without its checksum. usage: write_moment_corpus FOLDER
 #include <cstdio>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "compute/second_moment/second_moment.h"
+#include "tests/fuzz/corpus_file.h"
 
 namespace quantd::fuzz {
 namespace {
@@ -45,20 +45,15 @@ std::string BytesOf(const compute::MomentSpec& spec) {
   return moment.Serialize();
 }
 
-bool Write(const std::string& path, const std::string& bytes) {
-  std::ofstream file(path, std::ios::binary);
-  file << bytes;
-  return static_cast<bool>(file.flush());
-}
-
 int WriteAll(const std::string& folder) {
   for (const Seed& seed : kSeeds) {
     const std::string bytes = BytesOf(seed.spec);
     // The target's first byte: whether it is to add the checksum.
-    if (!Write(folder + "/" + seed.name, absl::StrCat(absl::string_view("\0", 1), bytes)) ||
-        !Write(folder + "/" + seed.name + "_open",
-               absl::StrCat("\1", absl::string_view(bytes).substr(0, bytes.size() - 8)))) {
-      std::fprintf(stderr, "%s: cannot be written\n", folder.c_str());
+    if (!WriteCorpusFile(folder + "/" + seed.name,
+                         absl::StrCat(absl::string_view("\0", 1), bytes)) ||
+        !WriteCorpusFile(
+            folder + "/" + seed.name + "_open",
+            absl::StrCat("\1", absl::string_view(bytes).substr(0, bytes.size() - 8)))) {
       return 1;
     }
   }
