@@ -45,10 +45,6 @@ def print_line(name: str, value: float, unit: str, **more: Any) -> None:
     print(json.dumps({"name": name, "value": round(value, 4), "unit": unit, **more}), flush=True)
 
 
-def as_bf16_bits(values: NDArray[np.float32]) -> NDArray[Any]:
-    return quantd.to_bfloat16(values)
-
-
 def activations(tokens: int, cols: int, seed: int) -> NDArray[Any]:
     """Neighbours are correlated, columns differ by octaves, some are outliers."""
     random = np.random.default_rng(seed)
@@ -57,12 +53,12 @@ def activations(tokens: int, cols: int, seed: int) -> NDArray[Any]:
     scale = np.exp2(random.standard_normal(cols)).astype(np.float32)
     scale[::128] *= 30
     x *= scale
-    return np.tile(as_bf16_bits(x), (-(-tokens // len(x)), 1))[:tokens]
+    return np.tile(quantd.to_bfloat16(x), (-(-tokens // len(x)), 1))[:tokens]
 
 
 def weight(rows: int, cols: int, seed: int) -> NDArray[Any]:
     random = np.random.default_rng(seed)
-    return as_bf16_bits(0.02 * random.standard_t(5, (rows, cols)).astype(np.float32))
+    return quantd.to_bfloat16(0.02 * random.standard_t(5, (rows, cols)).astype(np.float32))
 
 
 class GpuWatch:
