@@ -274,6 +274,10 @@ void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine
   for (const compute::Backend* backend : backends) {
     const compute::DeviceInfo info = backend->Describe();
     metrics.SetDeviceMemory(info.name, info.used_bytes, info.memory_bytes);
+    const compute::DeviceActivity activity = backend->Activity();
+    metrics.SetDeviceActivity(info.name, {.utilisation = activity.utilisation,
+                                          .power_watts = activity.power_watts,
+                                          .temperature_celsius = activity.temperature_celsius});
   }
   if (const auto stored = blobs.StoredBytes(); stored.ok()) metrics.SetStoredBytes(*stored);
 
@@ -304,6 +308,10 @@ void LogDevices(const ServerConfig& config, const std::vector<compute::Backend*>
     const compute::DeviceInfo info = backend->Describe();
     Log(LogLevel::kInfo, "device",
         {{"name", info.name}, {"description", info.description}, {"memory", info.memory_bytes}});
+    const std::string unknown = backend->Activity().unknown;
+    if (!unknown.empty()) {
+      Log(LogLevel::kWarning, "device_activity_unknown", {{"device", info.name}, {"why", unknown}});
+    }
   }
 }
 

@@ -142,6 +142,12 @@ GROUPS: dict[str, list[Panel]] = {
         panel("Device memory", "percentunit", "In use, of what the device has.",
               (f"quantd_device_memory_used_bytes{{{I}}} / quantd_device_memory_bytes{{{I}}}",
                "{{instance}} {{device}}")),
+        panel("GPU utilisation", "percentunit", "Share of the time in which it computes.",
+              (f"quantd_device_utilisation_ratio{{{I}}}", "{{instance}} {{device}}")),
+        panel("GPU power", "watt", "Of the whole card.",
+              (f"quantd_device_power_watts{{{I}}}", "{{instance}} {{device}}")),
+        panel("GPU temperature", "celsius", "Of its processor.",
+              (f"quantd_device_temperature_celsius{{{I}}}", "{{instance}} {{device}}")),
     ],
     "Stages": [
         panel("Where a layer's time goes", "s", "Seconds of each stage a second.",

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/report_text.h"
@@ -99,10 +100,12 @@ json ToJson(const client::Statistic& statistic) {
 json ToJson(const client::ServerInfo& info) {
   json devices = json::array();
   for (const auto& device : info.devices) {
-    devices.push_back({{"name", device.name},
-                       {"description", device.description},
-                       {"memory_bytes", device.memory_bytes},
-                       {"running_layers", device.running_layers}});
+    json& shown = devices.emplace_back(json{{"name", device.name},
+                                            {"description", device.description},
+                                            {"memory_bytes", device.memory_bytes},
+                                            {"running_layers", device.running_layers},
+                                            {"uuid", device.uuid}});
+    if (device.utilisation.has_value()) shown["utilisation"] = *device.utilisation;
   }
   return {{"version", info.version},
           {"tenant", info.tenant},
@@ -152,9 +155,13 @@ absl::Status ShowInfo(client::Client& client, const Output& output) {
   std::vector<std::vector<std::string>> rows = {{"version", info->version},
                                                 {"tenant", info->tenant}};
   for (const auto& device : info->devices) {
-    rows.push_back({"device", absl::StrCat(device.name, ": ", device.description, ", ",
-                                           HumanBytes(device.memory_bytes), ", ",
-                                           device.running_layers, " layers running")});
+    std::string text =
+        absl::StrCat(device.name, ": ", device.description, ", ", HumanBytes(device.memory_bytes),
+                     ", ", device.running_layers, " layers running");
+    if (device.utilisation.has_value()) {
+      absl::StrAppendFormat(&text, ", %.0f %% busy", 100 * *device.utilisation);
+    }
+    rows.push_back({"device", std::move(text)});
   }
   rows.push_back({"formats", absl::StrJoin(info->formats, " ")});
   rows.push_back({"transforms", absl::StrJoin(info->transforms, " ")});

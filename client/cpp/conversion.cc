@@ -358,8 +358,14 @@ ServerInfo FromWire(const v1::ServerInfo& wire) {
   info.version = wire.version();
   info.tenant = wire.tenant();
   for (const v1::Device& device : wire.devices()) {
-    info.devices.push_back(
-        {device.name(), device.description(), device.memory_bytes(), device.running_layers()});
+    info.devices.push_back({.name = device.name(),
+                            .description = device.description(),
+                            .memory_bytes = device.memory_bytes(),
+                            .running_layers = device.running_layers(),
+                            .uuid = device.uuid(),
+                            .utilisation = device.has_utilisation()
+                                               ? std::optional<double>(device.utilisation())
+                                               : std::nullopt});
   }
   // A newer server may list what this client does not know yet; the name then is a number.
   for (const int format : wire.formats()) {

@@ -185,6 +185,8 @@ struct ServerInfo {
     std::string description;
     int64_t memory_bytes = 0;
     int64_t running_layers = 0;
+    std::string uuid;                   // of a GPU
+    std::optional<double> utilisation;  // 0..1, of the last second or less
   };
   struct Limits {
     int64_t max_message_bytes = 0;

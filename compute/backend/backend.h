@@ -29,6 +29,16 @@ struct DeviceInfo {
   int64_t memory_bytes = 0;
   int64_t used_bytes = 0;         // of it: on the CPU by this process, on a GPU by everyone
   double flops_per_second = 0.0;  // nominal, float64 products: what estimates of time go by
+  std::string uuid = {};          // of a GPU, as nvidia-smi -L shows it: "GPU-..."; else empty
+};
+
+// What a device is doing, as far as its driver says. `unknown` says why something is empty that a
+// GPU's driver should know.
+struct DeviceActivity {
+  std::optional<double> utilisation;  // share of the last second or less in which it computed, 0..1
+  std::optional<double> power_watts;
+  std::optional<double> temperature_celsius;
+  std::string unknown;
 };
 
 // A dense row-major matrix (or C/B x B x B stack of blocks) in the memory of one backend's device.
@@ -238,6 +248,8 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual DeviceInfo Describe() const = 0;
+  // Asks the driver: for scrapes, not for every layer.
+  virtual DeviceActivity Activity() const { return {}; }
   // Whether `resolved` can run here: asked at job creation, not assumed. UNIMPLEMENTED says what is
   // missing.
   virtual absl::Status Supports(const Recipe& resolved) const = 0;

@@ -47,10 +47,31 @@ class Labelled {
     for (absl::string_view value : values) labels.emplace(*name++, value);
     return family_->Add(labels, std::forward<Args>(args)...);
   }
+  void Remove(Metric& metric) { family_->Remove(&metric); }
 
  private:
   prometheus::Family<Metric>* family_;
   std::vector<std::string> names_;
+};
+
+// A gauge by device that is there as long as its value is known.
+class DeviceGauge {
+ public:
+  explicit DeviceGauge(Labelled<Gauge> gauge) : gauge_(std::move(gauge)) {}
+
+  void Set(absl::string_view device, std::optional<double> value) {
+    std::lock_guard lock(mutex_);  // nobody sets what somebody else removes
+    Gauge& gauge = gauge_.With({device});
+    if (value.has_value()) {
+      gauge.Set(*value);
+    } else {
+      gauge_.Remove(gauge);
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  Labelled<Gauge> gauge_;
 };
 
 // A gauge by tenant that is set as a whole.
@@ -188,6 +209,11 @@ struct Metrics::State final : public prometheus::Collectable {
       MakeGauge("quantd_device_memory_used_bytes", {"device"}, "Device memory in use.");
   Labelled<Gauge> memory_total =
       MakeGauge("quantd_device_memory_bytes", {"device"}, "Device memory that there is.");
+  DeviceGauge utilisation{MakeGauge("quantd_device_utilisation_ratio", {"device"},
+                                    "Share of the time in which the device computes.")};
+  DeviceGauge power{MakeGauge("quantd_device_power_watts", {"device"}, "Power that it draws.")};
+  DeviceGauge temperature{MakeGauge("quantd_device_temperature_celsius", {"device"},
+                                    "Temperature of the device's processor.")};
   TenantGauge stored_bytes{
       MakeGauge("quantd_stored_bytes", {"tenant"}, "Bytes of stored blobs and staging files.")};
   Counter& sync_failures =
@@ -292,6 +318,12 @@ void Metrics::SetRunningLayers(absl::string_view device, int layers) {
 void Metrics::SetDeviceMemory(absl::string_view device, int64_t used_bytes, int64_t total_bytes) {
   state_->memory_used.With({device}).Set(static_cast<double>(used_bytes));
   state_->memory_total.With({device}).Set(static_cast<double>(total_bytes));
+}
+
+void Metrics::SetDeviceActivity(absl::string_view device, const DeviceActivity& activity) {
+  state_->utilisation.Set(device, activity.utilisation);
+  state_->power.Set(device, activity.power_watts);
+  state_->temperature.Set(device, activity.temperature_celsius);
 }
 
 void Metrics::SetStoredBytes(const std::map<std::string, int64_t>& bytes) {

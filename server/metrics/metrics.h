@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,13 @@ class Metrics {
   void SetQueueDepth(const std::map<std::string, int>& waiting);
   void SetRunningLayers(absl::string_view device, int layers);
   void SetDeviceMemory(absl::string_view device, int64_t used_bytes, int64_t total_bytes);
+  struct DeviceActivity {
+    std::optional<double> utilisation;  // 0..1
+    std::optional<double> power_watts;
+    std::optional<double> temperature_celsius;
+  };
+  // What is not known has no series.
+  void SetDeviceActivity(absl::string_view device, const DeviceActivity& activity);
   // Of blobs and staging files, by tenant. Replaces all values.
   void SetStoredBytes(const std::map<std::string, int64_t>& bytes);
   // Something that retention deleted: "job", "statistic" or "upload".

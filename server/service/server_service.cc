@@ -101,6 +101,10 @@ class ServerService final : public v1::Server::CallbackService {
       device->set_name(description.name);
       device->set_description(description.description);
       device->set_memory_bytes(description.memory_bytes);
+      device->set_uuid(description.uuid);
+      if (const auto utilisation = backend->Activity().utilisation; utilisation.has_value()) {
+        device->set_utilisation(*utilisation);
+      }
       int layers = 0;
       for (size_t slot = 0; slot < running.size(); ++slot) {
         if (engine_.slots()[slot].device == description.name) layers += running[slot];

@@ -40,7 +40,12 @@ DASHBOARD = DEPLOY / "grafana" / "quantd.json"
 COLS = 64
 
 #: Panels without data on a server that is well and young, and why.
-EMPTY_AT_FIRST = {"Deleted by age": "nothing has been kept for as long as retention says"}
+EMPTY_AT_FIRST = {
+    "Deleted by age": "nothing has been kept for as long as retention says",
+    "GPU utilisation": "the CPU has none",
+    "GPU power": "the CPU has none",
+    "GPU temperature": "the CPU has none",
+}
 #: What Prometheus itself knows about every target.
 OF_PROMETHEUS = {"up"}
 

@@ -226,6 +226,18 @@ def test_devices(worked: Server) -> None:
     assert 0 <= used <= scrape.value("quantd_device_memory_bytes", device=device)
 
 
+def test_activity_is_that_of_gpus(worked: Server) -> None:
+    """Nobody measures it for the CPU: no series, rather than one that says 0."""
+    scrape = _scrape(worked)
+    gpus = {d for d in scrape.labels("quantd_device_memory_bytes", "device") if d != "cpu"}
+    for name in ("utilisation_ratio", "power_watts", "temperature_celsius"):
+        assert scrape.labels(f"quantd_device_{name}", "device") <= gpus
+    for device in gpus:
+        assert 0 <= scrape.value("quantd_device_utilisation_ratio", device=device) <= 1
+        assert 0 < scrape.value("quantd_device_power_watts", device=device) < 5000
+        assert 0 < scrape.value("quantd_device_temperature_celsius", device=device) < 120
+
+
 def test_histograms_are_consistent(worked: Server) -> None:
     scrape = _scrape(worked)
     for name, kind in scrape.types.items():

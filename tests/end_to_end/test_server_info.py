@@ -26,6 +26,12 @@ def test_devices(info: server_pb2.ServerInfo) -> None:
     assert info.devices[0].name == "cpu" or info.devices[0].name.startswith("cuda:")
     assert info.devices[0].description
     assert info.devices[0].memory_bytes > 1 << 28
+    if info.devices[0].name == "cpu":
+        assert not info.devices[0].uuid
+        assert not info.devices[0].HasField("utilisation")
+    else:
+        assert re.fullmatch(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", info.devices[0].uuid)
+        assert 0 <= info.devices[0].utilisation <= 1
 
 
 def test_what_can_be_asked_for(info: server_pb2.ServerInfo) -> None:

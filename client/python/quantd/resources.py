@@ -274,6 +274,9 @@ class Device:
     description: str
     memory_bytes: int
     running_layers: int
+    uuid: str = ""  # of a GPU
+    #: Share of the last second or less in which it computed, 0..1; None where nobody measures it.
+    utilisation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,14 @@ class ServerInfo:
             version=info.version,
             tenant=info.tenant,
             devices=tuple(
-                Device(d.name, d.description, d.memory_bytes, d.running_layers)
+                Device(
+                    name=d.name,
+                    description=d.description,
+                    memory_bytes=d.memory_bytes,
+                    running_layers=d.running_layers,
+                    uuid=d.uuid,
+                    utilisation=d.utilisation if d.HasField("utilisation") else None,
+                )
                 for d in info.devices
             ),
             formats=tuple(recipe_pb2.Format.Name(f).lower() for f in info.formats),

@@ -1,12 +1,15 @@
 #include "compute/backend/cuda/cuda_backend.h"
 
+#include <array>
 #include <string>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cuda/cuda_device.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/cuda_stream.h"
+#include "compute/backend/cuda/device_monitor.h"
 #include "compute/backend/cuda/gptq_solver.h"
 #include "compute/backend/cuda/lattice_codes.h"
 #include "compute/backend/cuda/lattice_problem.h"
@@ -26,17 +29,28 @@ namespace {
 
 constexpr double kFlopsPerSecond = 2e13;  // of a whole layer, roughly
 
+// As nvidia-smi and NVML write it.
+std::string UuidText(const cudaUUID_t& uuid) {
+  const std::string hex = absl::BytesToHexString(absl::string_view(uuid.bytes, sizeof(uuid.bytes)));
+  return absl::StrCat("GPU-", hex.substr(0, 8), "-", hex.substr(8, 4), "-", hex.substr(12, 4), "-",
+                      hex.substr(16, 4), "-", hex.substr(20));
+}
+
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, const cudaDeviceProp& properties, int cpu_threads)
+  CudaBackend(int device, const cudaDeviceProp& properties, const std::string& pci_bus_id,
+              int cpu_threads)
       : device_(device, cpu_threads),
         description_(absl::StrCat(properties.name, ", compute capability ", properties.major, ".",
-                                  properties.minor)) {}
+                                  properties.minor)),
+        uuid_(UuidText(properties.uuid)),
+        monitor_(pci_bus_id) {}
 
   DeviceInfo Describe() const override {
     DeviceInfo info = {.name = absl::StrCat("cuda:", device_.id()),
                        .description = description_,
-                       .flops_per_second = kFlopsPerSecond};
+                       .flops_per_second = kFlopsPerSecond,
+                       .uuid = uuid_};
     size_t free = 0;
     size_t total = 0;
     if (cudaSetDevice(device_.id()) == cudaSuccess &&
@@ -46,6 +60,8 @@ class CudaBackend final : public Backend {
     }
     return info;
   }
+
+  DeviceActivity Activity() const override { return monitor_.Read(); }
 
   absl::Status Supports(const Recipe& /*resolved*/) const override { return absl::OkStatus(); }
 
@@ -260,6 +276,8 @@ class CudaBackend final : public Backend {
 
   CudaDevice device_;
   const std::string description_;
+  const std::string uuid_;
+  const DeviceMonitor monitor_;
 };
 
 }  // namespace
@@ -275,8 +293,13 @@ absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(int device, int cpu_thre
   cudaDeviceProp properties;
   absl::Status status =
       ToStatus(cudaGetDeviceProperties(&properties, device), "reading the CUDA device");
+  std::array<char, 32> bus_id = {};
+  if (status.ok()) {
+    status = ToStatus(cudaDeviceGetPCIBusId(bus_id.data(), bus_id.size(), device),
+                      "reading the CUDA device's PCI bus id");
+  }
   if (!status.ok()) return absl::FailedPreconditionError(status.message());
-  return std::make_unique<CudaBackend>(device, properties, cpu_threads);
+  return std::make_unique<CudaBackend>(device, properties, bus_id.data(), cpu_threads);
 }
 
 }  // namespace quantd::compute

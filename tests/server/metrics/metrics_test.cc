@@ -77,6 +77,8 @@ void UseEverything(Metrics& metrics) {
   metrics.SetQueueDepth({{"acme", 4}});
   metrics.SetRunningLayers("cpu:0", 1);
   metrics.SetDeviceMemory("cpu:0", 100, 200);
+  metrics.SetDeviceActivity(
+      "cpu:0", {.utilisation = 0.5, .power_watts = 300.0, .temperature_celsius = 40.0});
   metrics.SetStoredBytes({{"acme", 12345}});
   metrics.Collected("job");
   metrics.SetSyncFailures(2);
@@ -126,6 +128,19 @@ TEST(MetricsTest, AScrapeShowsWhatTheDocumentSays) {
   EXPECT_EQ(scraped, documented);
 }
 
+TEST(MetricsTest, WhatADeviceNoLongerTellsHasNoSeries) {
+  Metrics metrics({});
+  const std::string series = R"(quantd_device_power_watts{device="cuda:0"})";
+  metrics.SetDeviceActivity("cuda:0", {});
+  EXPECT_FALSE(Samples(metrics.Text()).contains(series));
+  Metrics::DeviceActivity activity;
+  activity.power_watts = 300.0;
+  metrics.SetDeviceActivity("cuda:0", activity);
+  EXPECT_EQ(Samples(metrics.Text())[series], 300.0);
+  metrics.SetDeviceActivity("cuda:0", {});
+  EXPECT_FALSE(Samples(metrics.Text()).contains(series));
+}
+
 TEST(MetricsTest, NamesFollowTheConventions) {
   Metrics metrics({});
   for (const Metrics::Definition& d : metrics.definitions()) {
@@ -167,6 +182,9 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_running_layers{device="cpu:0"})", 1},
       {R"(quantd_device_memory_used_bytes{device="cpu:0"})", 100},
       {R"(quantd_device_memory_bytes{device="cpu:0"})", 200},
+      {R"(quantd_device_utilisation_ratio{device="cpu:0"})", 0.5},
+      {R"(quantd_device_power_watts{device="cpu:0"})", 300},
+      {R"(quantd_device_temperature_celsius{device="cpu:0"})", 40},
       {R"(quantd_stored_bytes{tenant="acme"})", 12345},
       {R"(quantd_serving)", 1},
       {R"(quantd_ready)", 1},
