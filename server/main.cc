@@ -66,6 +66,7 @@ struct Flags {
   int cpu_threads = 0;
   bool allow_insecure_listen = false;
   bool shared_memory = false;
+  bool cuda_ipc = false;
   bool list_failpoints = false;
 };
 
@@ -87,6 +88,7 @@ absl::StatusOr<ServerConfig> Configure(const Flags& flags) {
   if (flags.cpu_threads > 0) config.cpu_threads = flags.cpu_threads;
   config.allow_insecure_listen |= flags.allow_insecure_listen;
   config.shared_memory |= flags.shared_memory;
+  config.cuda_ipc |= flags.cuda_ipc;
   if (absl::Status status = Validate(config); !status.ok()) return status;
   return config;
 }
@@ -491,9 +493,11 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(NewJobsService(environment, *engine, **jobs, *blobs));
   services.push_back(NewWeightsService(environment, uploads));
-  services.push_back(NewCalibrationService(
-      environment, statistics, **jobs,
-      {.credit_bytes = config.limits.stream_credit_bytes, .shared_memory = config.shared_memory}));
+  services.push_back(NewCalibrationService(environment, statistics, **jobs,
+                                           {.credit_bytes = config.limits.stream_credit_bytes,
+                                            .shared_memory = config.shared_memory,
+                                            .cuda_ipc = config.cuda_ipc,
+                                            .devices = backends}));
   services.push_back(NewResultsService(environment, **jobs, *blobs));
   services.push_back(
       NewQuantizeService(environment, *backends.front(), config.limits.max_inline_bytes));
@@ -580,6 +584,8 @@ int Main(int argc, char** argv) {
                "accept connections without TLS or credentials from other machines");
   app.add_flag("--shared_memory,--shared-memory", flags.shared_memory,
                "let clients on this host hand activations over in POSIX shared memory");
+  app.add_flag("--cuda_ipc,--cuda-ipc", flags.cuda_ipc,
+               "let clients on this host hand activations over in a GPU's memory (CUDA IPC)");
   app.add_flag("--list_failpoints", flags.list_failpoints)->group("");  // of test builds
   FsckOptions fsck;
   CLI::App* const fsck_command = AddFsckCommand(app, fsck);

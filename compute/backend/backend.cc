@@ -2,7 +2,15 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace quantd::compute {
+
+absl::StatusOr<std::unique_ptr<DeviceRegion>> Backend::OpenRegion(absl::string_view /*handle*/,
+                                                                  int64_t /*bytes*/) {
+  return absl::UnimplementedError(
+      absl::StrCat(Describe().name, " has no memory that processes hand over"));
+}
 
 absl::StatusOr<EncodedMatrix> DownloadEncoded(Backend& backend, Stream& stream,
                                               const QuantizedWeight& quantized) {

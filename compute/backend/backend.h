@@ -108,6 +108,16 @@ struct TokenChunk {
   absl::Span<const std::byte> paired = {};  // kCross: x, kResidual: r - rhat, tokens x paired_cols
 };
 
+// Device memory that another process of this machine allocated and exported, open for reading.
+// Thread-safe.
+class DeviceRegion {
+ public:
+  virtual ~DeviceRegion() = default;
+  // Copies the bytes from `offset` on. OUT_OF_RANGE, before anything is copied, where they are not
+  // all within the region.
+  virtual absl::Status Read(int64_t offset, absl::Span<std::byte> to) const = 0;
+};
+
 // Sums products of streamed tokens (MomentKind) on the device. Folds every kSliceTokens tokens,
 // whatever the chunk sizes, so the same tokens in the same order give the same bits. Weights of 1
 // give the bits of the unweighted sum. Relative Frobenius error against float64: <= 1e-6. Used by
@@ -275,6 +285,13 @@ class Backend {
   // Continues from `start` where given (its spec must equal `spec`).
   virtual absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
       const MomentSpec& spec, const SecondMoment* start) = 0;
+
+  // `handle`: the bytes of a cudaIpcMemHandle_t of memory on this device, `bytes` of which the
+  // region gets. The backend outlives it. INVALID_ARGUMENT for what is no handle,
+  // FAILED_PRECONDITION for one that does not open, OUT_OF_RANGE where the memory is shorter,
+  // UNIMPLEMENTED on the CPU.
+  virtual absl::StatusOr<std::unique_ptr<DeviceRegion>> OpenRegion(absl::string_view handle,
+                                                                   int64_t bytes);
 
   // Solves every block's transform (WUSH, section 2 of docs/numerics.md) and rounds it to F32.
   virtual absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,

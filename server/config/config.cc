@@ -142,6 +142,7 @@ ServerConfig ConfigFrom(const config::v1::ServerConfig& proto) {
   TakeIfGiven(proto.devices(), config.devices);
   TakeIfGiven(proto.cuda_slots(), config.cuda_slots);
   config.shared_memory = proto.shared_memory();
+  config.cuda_ipc = proto.cuda_ipc();
   TakeIfGiven(proto.log_level(), config.log_level);
   TakeIfGiven(proto.drain_seconds(), config.drain_seconds);
   TakeIfGiven(proto.priority_ageing_seconds(), config.priority_ageing_seconds);

@@ -115,6 +115,7 @@ struct ServerConfig {
   std::string devices = "auto";
   int cuda_slots = 4;
   bool shared_memory = false;
+  bool cuda_ipc = false;
   std::string log_level = "info";
   int drain_seconds = 20;
   int priority_ageing_seconds = 3600;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "compute/tensor/checksum.h"
 #include "server/errors/error.h"
 #include "server/service/messages.h"
 
@@ -14,9 +15,10 @@ namespace {
 // `field` says where `range` is, `inline_field` where the same bytes could have come.
 absl::Status CheckRange(absl::string_view field, const v1::SharedRange& range,
                         absl::string_view inline_field, const std::string& inline_bytes,
-                        const SharedRegion* region) {
+                        const ClientRegion* region) {
   if (region == nullptr) {
-    return InvalidField(field, "expected none, because the header names no shared_region");
+    return InvalidField(field,
+                        "expected none, because the header names no shared_region or cuda_ipc");
   }
   if (!inline_bytes.empty()) {
     return InvalidField(field, absl::StrFormat("expected a range or %s, got both (%d bytes)",
@@ -31,7 +33,7 @@ absl::Status CheckRange(absl::string_view field, const v1::SharedRange& range,
 }
 
 absl::Status CopyRange(absl::string_view field, const v1::SharedRange& range,
-                       const SharedRegion& region, std::string& bytes) {
+                       const ClientRegion& region, std::string& bytes) {
   auto copied = region.Read(range.offset(), range.bytes());
   if (!copied.ok()) return Annotate(copied.status(), field);
   bytes = *std::move(copied);
@@ -41,7 +43,7 @@ absl::Status CopyRange(absl::string_view field, const v1::SharedRange& range,
 }  // namespace
 
 absl::StatusOr<ActivationChunk> TakeChunk(v1::ActivationChunk& message,
-                                          const SharedRegion* region) {
+                                          const ClientRegion* region) {
   ActivationChunk chunk;
   chunk.seq = message.seq();
   chunk.rows = message.rows();
@@ -66,11 +68,15 @@ absl::StatusOr<ActivationChunk> TakeChunk(v1::ActivationChunk& message,
   if (message.has_shared()) {
     absl::Status status = CopyRange("chunk.shared", message.shared(), *region, chunk.data);
     if (!status.ok()) return status;
+    if (region->crc_optional() && !message.has_crc32c()) chunk.crc32c = compute::Crc32c(chunk.data);
   }
   if (message.has_paired_shared()) {
     absl::Status status =
         CopyRange("chunk.paired_shared", message.paired_shared(), *region, chunk.paired);
     if (!status.ok()) return status;
+    if (region->crc_optional() && !message.has_paired_crc32c()) {
+      chunk.paired_crc32c = compute::Crc32c(chunk.paired);
+    }
   }
   return chunk;
 }

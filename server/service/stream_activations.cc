@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "server/errors/error.h"
+#include "server/ingest/cuda_region.h"
 #include "server/ingest/shared_region.h"
 #include "server/service/activation_chunk.h"
 #include "server/service/messages.h"
@@ -29,11 +30,10 @@ absl::StatusOr<Statistics::Declaration> ToDeclaration(const v1::ActivationHeader
   return Statistics::Declaration{name->tenant, name->first, header.stream_id(), *dtype, *spec};
 }
 
-// The region that a header names; null where it names none.
-absl::StatusOr<std::unique_ptr<SharedRegion>> OpenRegion(const std::string& name,
-                                                         const std::string& tenant, bool allowed) {
+absl::StatusOr<std::unique_ptr<ClientRegion>> OpenSharedRegion(const std::string& name,
+                                                               const std::string& tenant,
+                                                               bool allowed) {
   constexpr absl::string_view kField = "header.shared_region";
-  if (name.empty()) return nullptr;
   if (!allowed) {
     return FailedPrecondition(
         "SHARED_MEMORY_OFF", kField,
@@ -43,7 +43,36 @@ absl::StatusOr<std::unique_ptr<SharedRegion>> OpenRegion(const std::string& name
   if (absl::Status s = CheckSharedRegionName(kField, name, tenant); !s.ok()) return s;
   auto region = SharedRegion::Open(name);
   if (!region.ok()) return Annotate(region.status(), kField);
-  return region;
+  return *std::move(region);
+}
+
+absl::StatusOr<std::unique_ptr<ClientRegion>> OpenCudaRegion(
+    const v1::CudaIpcRegion& named, const std::string& tenant,
+    const ActivationStreamOptions& options) {
+  if (!options.cuda_ipc) {
+    return FailedPrecondition(
+        "CUDA_IPC_OFF", "header.cuda_ipc",
+        "this server takes no activations from a GPU's memory; start it with --cuda_ipc (or "
+        "cuda_ipc: true in its configuration), or send the chunks' data");
+  }
+  auto region = CudaRegion::Open(
+      {.handle = named.handle(), .device_uuid = named.device_uuid(), .bytes = named.bytes()},
+      tenant, options.devices);
+  if (!region.ok()) return region.status();
+  return *std::move(region);
+}
+
+// The region that a header names; null where it names none.
+absl::StatusOr<std::unique_ptr<ClientRegion>> OpenRegion(const v1::ActivationHeader& header,
+                                                         const std::string& tenant,
+                                                         const ActivationStreamOptions& options) {
+  const bool shared = !header.shared_region().empty();
+  if (shared && header.has_cuda_ipc()) {
+    return InvalidField("header.cuda_ipc", "expected none beside a shared_region");
+  }
+  if (header.has_cuda_ipc()) return OpenCudaRegion(header.cuda_ipc(), tenant, options);
+  if (shared) return OpenSharedRegion(header.shared_region(), tenant, options.shared_memory);
+  return nullptr;
 }
 
 class StreamActivationsReactor final
@@ -112,17 +141,20 @@ class StreamActivationsReactor final
     call_.SetResource(request_.header().statistic());
     auto declaration = ToDeclaration(request_.header(), *call_.tenant());
     if (!declaration.ok()) return End(declaration.status());
-    auto region =
-        OpenRegion(request_.header().shared_region(), declaration->tenant, options_.shared_memory);
+    auto region = OpenRegion(request_.header(), declaration->tenant, options_);
     if (!region.ok()) return End(region.status());
     auto stream = statistics_.Open(*declaration);
-    if (!stream.ok()) return End(stream.status());
-    region_ = *std::move(region);
+    if (!stream.ok()) {
+      region->reset();
+      return End(stream.status());
+    }
     {
       absl::MutexLock lock(&mutex_);
+      region_ = *std::move(region);
       declaration_ = std::move(*declaration);
       stream_ = std::move(*stream);
       if (ending_) {  // the client went while the store was read
+        region_.reset();
         statistics_.Close(*declaration_);
         return;
       }
@@ -163,7 +195,7 @@ class StreamActivationsReactor final
 
   void OnChunk(v1::ActivationChunk& message) {
     if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
-    auto chunk = TakeChunk(message, region_.get());
+    auto chunk = Take(message);
     if (!chunk.ok()) return End(chunk.status());
     metrics().BytesIn(Traffic::kActivations, chunk->bytes());
     absl::Status pushed;
@@ -177,6 +209,21 @@ class StreamActivationsReactor final
     if (!pushed.ok()) return End(pushed);
     CountHeld();
     ResumeReading();
+  }
+
+  // The call does not finish while the region is read: then the client may free it.
+  absl::StatusOr<ActivationChunk> Take(v1::ActivationChunk& message) {
+    const auto keep = shared_from_this();
+    {
+      absl::MutexLock lock(&mutex_);
+      if (ending_) return absl::CancelledError("the stream has ended");
+      taking_ = true;
+    }
+    auto chunk = TakeChunk(message, region_.get());
+    absl::MutexLock lock(&mutex_);
+    taking_ = false;
+    FinishIfWrittenLocked();
+    return chunk;
   }
 
   // Reads on unless the stream's own credit, or the server's, is used up. Then called again: for
@@ -270,8 +317,9 @@ class StreamActivationsReactor final
   }
 
   void FinishIfWrittenLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (!final_status_.has_value() || writing_ || finished_) return;
+    if (!final_status_.has_value() || writing_ || taking_ || finished_) return;
     finished_ = true;
+    region_.reset();
     metrics().StreamClosed(Traffic::kActivations);
     Finish(call_.Finish(*final_status_));
   }
@@ -289,7 +337,7 @@ class StreamActivationsReactor final
   v1::StreamActivationsRequest request_;
   std::optional<Statistics::Declaration> declaration_;
   std::shared_ptr<ActivationStream> stream_;
-  std::unique_ptr<SharedRegion> region_;  // null: every chunk brings its bytes
+  std::unique_ptr<ClientRegion> region_;  // null: every chunk brings its bytes, or the call is over
 
   std::optional<IdleStreams::Watch> idle_;  // from Begin on
 
@@ -297,6 +345,7 @@ class StreamActivationsReactor final
   int64_t held_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  bool taking_ ABSL_GUARDED_BY(mutex_) = false;  // a chunk's bytes out of the region
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool unsent_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

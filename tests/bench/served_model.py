@@ -2,16 +2,18 @@
 
     quantd --data_dir DIR &
     python tests/bench/served_model.py --server 127.0.0.1:7741 [--blocks 32] [--shared_memory]
+        [--cuda_ipc]
 
 First one layer: 65,536 tokens of 4,096 inputs streamed, then the time from the last acknowledged
-chunk to the packed result of 4096 x 4096 WUSH GPTQ in MXFP4. Then `--blocks` transformer blocks of
-Llama-3.1-8B's shapes (7 linear layers and 4 statistics each), some in flight at once. Then
-`--again` blocks whose weights and statistics the server has, which shows what its devices do
-without a client to wait for. The data is made up: heavy-tailed and correlated. Prints one JSON
-object a line.
+chunk to the packed result of 4096 x 4096 WUSH GPTQ in MXFP4; by gRPC and by the paths asked for.
+Then, by the last of them, `--blocks` transformer blocks of Llama-3.1-8B's shapes (7 linear layers
+and 4 statistics each), some in flight at once. Then `--again` blocks whose weights and statistics
+the server has, which shows what its devices do without a client to wait for. The data is made up:
+heavy-tailed and correlated. Prints one JSON object a line.
 """
 
 import argparse
+import importlib
 import json
 import shutil
 import subprocess
@@ -38,6 +40,12 @@ LAYERS = {
     "up": (WIDE, HIDDEN, "mlp-in"),
     "down": (HIDDEN, WIDE, "mlp-mid"),
 }
+# How activations get to the server.
+PATHS: dict[str, dict[str, Any]] = {
+    "gRPC": {},
+    "shared memory": {"shared_memory": True},
+    "CUDA IPC": {"cuda_ipc": True},
+}
 RECIPE = quantd.Recipe("mxfp4", "wush", method="gptq", damping=0.01, skip_rate_theory=True)
 
 
@@ -59,6 +67,13 @@ def activations(tokens: int, cols: int, seed: int) -> NDArray[Any]:
 def weight(rows: int, cols: int, seed: int) -> NDArray[Any]:
     random = np.random.default_rng(seed)
     return quantd.to_bfloat16(0.02 * random.standard_t(5, (rows, cols)).astype(np.float32))
+
+
+def placed(x: NDArray[Any], path: str) -> Any:
+    """Where a trainer has it that takes this path; bit patterns in either place."""
+    if path != "CUDA IPC":
+        return x
+    return importlib.import_module("torch").from_numpy(x.view(np.int16)).cuda()
 
 
 class GpuWatch:
@@ -97,17 +112,18 @@ class GpuWatch:
         }
 
 
-def one_layer(client: quantd.Client, shared_memory: bool) -> None:
+def one_layer(client: quantd.Client, path: str) -> None:
     tokens = 65536
     x = activations(tokens, HIDDEN, 1)
+    inputs = placed(x, path)
     w = weight(HIDDEN, HIDDEN, 2)
     for round_ in range(2):  # the first one warms up
-        name = f"one-{'shared' if shared_memory else 'grpc'}-{round_}-{time.time_ns()}"
+        name = f"one-{path.replace(' ', '-')}-{round_}-{time.time_ns()}"
         spec = quantd.LayerSpec("layer", HIDDEN, HIDDEN, dtype="bf16", statistic=name)
         job = client.create_job(RECIPE, [spec])
         client.upload_weights(job, "layer", w, dtype="bf16")
         began = time.perf_counter()
-        client.stream_activations(name, x, dtype="bf16", shared_memory=shared_memory)
+        client.stream_activations(name, inputs, dtype="bf16", **PATHS[path])
         streamed = time.perf_counter()
         client.seal_statistic(name)
         sealed = time.perf_counter()
@@ -115,7 +131,6 @@ def one_layer(client: quantd.Client, shared_memory: bool) -> None:
         quantized = time.perf_counter()
         client.fetch(job, "layer")
         fetched = time.perf_counter()
-    path = "shared memory" if shared_memory else "gRPC"
     print_line("served_ingest_65536x4096", x.nbytes / (streamed - began) / 1e9, "GB/s", path=path)
     report = client.get_report(job, "layer")
     print_line(
@@ -133,12 +148,14 @@ def one_layer(client: quantd.Client, shared_memory: bool) -> None:
 class Model:
     """Transformer blocks on their way through a server; all take the same made-up data."""
 
-    def __init__(self, server: str, tokens: int, shared_memory: bool) -> None:
+    def __init__(self, server: str, tokens: int, path: str) -> None:
         self._server = server
         self._tokens = tokens
-        self._shared_memory = shared_memory
+        self._path = path
         self._run = time.time_ns()
-        self._inputs = {cols: activations(tokens, cols, cols) for cols in (HIDDEN, WIDE)}
+        self._inputs = {
+            cols: placed(activations(tokens, cols, cols), path) for cols in (HIDDEN, WIDE)
+        }
         shapes = {(rows, cols) for rows, cols, _ in LAYERS.values()}
         self._weights = {shape: weight(*shape, seed=sum(shape)) for shape in shapes}
 
@@ -206,7 +223,7 @@ class Model:
                 self._statistic(block, needs),
                 self._inputs[cols],
                 dtype="bf16",
-                shared_memory=self._shared_memory,
+                **PATHS[self._path],
             )
             client.seal_statistic(self._statistic(block, needs))
 
@@ -244,12 +261,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="calibration tokens a statistic")
     parser.add_argument("--in_flight", type=int, default=3, help="blocks at once")
     parser.add_argument("--shared_memory", action="store_true", help="also through shared memory")
+    parser.add_argument(
+        "--cuda_ipc", action="store_true", help="also from a GPU's memory (PyTorch)"
+    )
     arguments = parser.parse_args()
     with quantd.connect(arguments.server, progress=False) as client:
-        one_layer(client, False)
+        paths = ["gRPC"]
         if arguments.shared_memory:
-            one_layer(client, True)
-    model = Model(arguments.server, arguments.tokens, arguments.shared_memory)
+            paths.append("shared memory")
+        if arguments.cuda_ipc:
+            paths.append("CUDA IPC")
+        for path in paths:
+            one_layer(client, path)
+    model = Model(arguments.server, arguments.tokens, paths[-1])
     if arguments.blocks:
         model.through(arguments.blocks, arguments.in_flight)
     if arguments.again:

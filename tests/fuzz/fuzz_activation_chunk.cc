@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "compute/backend/cpu/cpu_backend.h"
 #include "compute/tensor/checksum.h"
+#include "server/ingest/shared_region.h"
 #include "server/ingest/statistics.h"
 #include "server/service/activation_chunk.h"
 #include "server/store/local_blob_store.h"

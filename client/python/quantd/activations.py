@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 from numpy.typing import NDArray
 
 from quantd import dtypes
+from quantd.cuda_region import CudaRegion, DeviceRows, is_on_device
 from quantd.dtypes import DType
 from quantd.errors import Error, InvalidArgument, Unavailable, from_rpc_error
 from quantd.resources import StatisticKind, kind_to_proto
@@ -28,13 +29,13 @@ from quantd.v1 import calibration_pb2, calibration_pb2_grpc
 PENDING_BYTES_MAX = 1 << 30
 #: Chunks in shared memory at once: with the usual sizes, as many as the server's credit allows.
 _SHARED_SLOTS = 16
+#: Device memory that a stream takes with cuda_ipc.
+CUDA_IPC_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class _Chunk:
     message: calibration_pb2.ActivationChunk  # without its bytes
-    data: bytes
-    paired: bytes
 
     @property
     def seq(self) -> int:
@@ -42,12 +43,62 @@ class _Chunk:
 
     @property
     def size(self) -> int:
-        return len(self.data) + len(self.paired) + 4 * len(self.message.token_weights)
+        return 4 * len(self.message.token_weights)
+
+    def seal(self) -> None:
+        """Once it has its number: makes it what is sent, and sent again."""
+        raise NotImplementedError
 
     def request(
         self, region: SharedRegion | None
     ) -> calibration_pb2.StreamActivationsRequest | None:
         """The message with its bytes, or with where it left them; None: the region is closed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _DeviceChunk(_Chunk):
+    """Its bytes stay in a slot of its own until it is durable.
+
+    Nobody sums them: on this side, they never leave the device's memory.
+    """
+
+    data: DeviceRows
+    paired: DeviceRows | None
+    memory: CudaRegion
+
+    @property
+    def size(self) -> int:
+        return super().size + self.data.size + (0 if self.paired is None else self.paired.size)
+
+    def seal(self) -> None:
+        parts = [self.data] if self.paired is None else [self.data, self.paired]
+        ranges = self.memory.write(self.seq % self.memory.slots, *parts)
+        self.message.shared.CopyFrom(ranges[0])
+        if self.paired is not None:
+            self.message.paired_shared.CopyFrom(ranges[1])
+
+    def request(self, region: SharedRegion | None) -> calibration_pb2.StreamActivationsRequest:
+        return calibration_pb2.StreamActivationsRequest(chunk=self.message)
+
+
+@dataclass(frozen=True)
+class _HostChunk(_Chunk):
+    data: bytes
+    paired: bytes
+
+    @property
+    def size(self) -> int:
+        return super().size + len(self.data) + len(self.paired)
+
+    def seal(self) -> None:
+        self.message.crc32c = google_crc32c.value(self.data)
+        if self.paired:
+            self.message.paired_crc32c = google_crc32c.value(self.paired)
+
+    def request(
+        self, region: SharedRegion | None
+    ) -> calibration_pb2.StreamActivationsRequest | None:
         request = calibration_pb2.StreamActivationsRequest(chunk=self.message)
         if region is None:
             request.chunk.data = self.data
@@ -61,6 +112,10 @@ class _Chunk:
         if self.paired:
             request.chunk.paired_shared.CopyFrom(ranges[1])
         return request
+
+
+#: The tokens of an array, and what makes a chunk of some of them.
+_Cut = tuple[int, Callable[[calibration_pb2.ActivationChunk, int, int], _Chunk]]
 
 
 class ActivationStream:
@@ -82,9 +137,14 @@ class ActivationStream:
         *,
         chunk_bytes: int = CHUNK_BYTES,
         shared_memory: bool = False,
+        cuda_ipc: bool = False,
+        cuda_device: int = 0,
+        cuda_ipc_bytes: int = CUDA_IPC_BYTES,
     ) -> None:
-        if shared_memory:
-            check_same_host(transport.address)
+        if shared_memory and cuda_ipc:
+            raise InvalidArgument("cuda_ipc: expected one of shared_memory and cuda_ipc, came both")
+        if shared_memory or cuda_ipc:
+            check_same_host("cuda_ipc" if cuda_ipc else "shared_memory", transport.address)
         self._transport = transport
         self._header = header
         self._dtype = dtype
@@ -93,7 +153,13 @@ class ActivationStream:
         weight_bytes = 4 if header.kind == calibration_pb2.WEIGHTED else 0
         row_bytes = (header.cols + header.paired_cols) * dtypes.ITEM_SIZE[dtype] + weight_bytes
         self._rows_a_chunk = max(1, chunk_bytes // row_bytes)
-        self._shared_slot_bytes = self._rows_a_chunk * row_bytes if shared_memory else 0
+        slot_bytes = self._rows_a_chunk * row_bytes
+        self._shared_slot_bytes = slot_bytes if shared_memory else 0
+        self._device_memory: CudaRegion | None = None
+        if cuda_ipc:
+            slots = max(2, cuda_ipc_bytes // slot_bytes)
+            self._device_memory = CudaRegion(self._tenant, cuda_device, slots, slot_bytes)
+            header.cuda_ipc.CopyFrom(self._device_memory.message)
         self._backoff = Backoff(transport.retry_timeout_s)
 
         self._changed = threading.Condition()
@@ -130,18 +196,19 @@ class ActivationStream:
 
     def send(
         self,
-        rows: NDArray[Any],
+        rows: Any,
         *,
         token_weights: NDArray[Any] | None = None,
-        paired: NDArray[Any] | None = None,
+        paired: Any = None,
     ) -> None:
         """Adds activations, one token a row (tokens x C); converted to the stream's dtype.
 
-        Waits while too much is in flight or not yet durable.
+        Waits while too much is in flight or not yet durable. With cuda_ipc rows and paired rows are
+        contiguous arrays of that dtype on the GPU, which are copied there before this returns.
 
         Args:
             rows: x; of a cross or residual moment xhat.
-            token_weights: of a weighted statistic: one a token, finite and >= 0.
+            token_weights: of a weighted statistic: one a token, finite and >= 0; on the host.
             paired: of a cross moment x (tokens x C), of a residual moment r - rhat (tokens x R).
 
         Raises:
@@ -150,16 +217,14 @@ class ActivationStream:
             Error: the stream has failed.
 
         """
-        tokens = rows.shape[0] if rows.ndim else 0
-        self._check("activations", rows, tokens, self._cols)
         weighted = self._header.kind == calibration_pb2.WEIGHTED
         _check_given("token_weights", token_weights, weighted)
         _check_given("paired", paired, self._paired_cols > 0)
-        encoded = dtypes.encode(rows, self._dtype)
-        left = None
-        if paired is not None:
-            self._check("paired rows", paired, tokens, self._paired_cols)
-            left = dtypes.encode(paired, self._dtype)
+        tokens, chunk_of = (
+            self._on_host(rows, paired)
+            if self._device_memory is None
+            else self._on_device(self._device_memory, rows, paired)
+        )
         weights = None
         if token_weights is not None:
             weights = np.ascontiguousarray(token_weights, np.float32)
@@ -167,12 +232,50 @@ class ActivationStream:
                 came = " x ".join(map(str, weights.shape))
                 raise InvalidArgument(f"token_weights: expected {tokens}, one a token, came {came}")
         for start in range(0, tokens, self._rows_a_chunk):
-            part = slice(start, start + self._rows_a_chunk)
-            message = calibration_pb2.ActivationChunk(rows=encoded[part].shape[0])
+            stop = min(start + self._rows_a_chunk, tokens)
+            message = calibration_pb2.ActivationChunk(rows=stop - start)
             if weights is not None:
-                message.token_weights.extend(weights[part])
-            pairs = b"" if left is None else left[part].tobytes()
-            self._enqueue(_Chunk(message, encoded[part].tobytes(), pairs))
+                message.token_weights.extend(weights[start:stop])
+            self._enqueue(chunk_of(message, start, stop))
+
+    def _on_host(self, rows: NDArray[Any], paired: NDArray[Any] | None) -> _Cut:
+        if is_on_device(rows):
+            raise InvalidArgument(
+                "activations: expected an array on the host, or cuda_ipc for one on the GPU"
+            )
+        tokens = rows.shape[0] if rows.ndim else 0
+        self._check("activations", rows, tokens, self._cols)
+        encoded = dtypes.encode(rows, self._dtype)
+        left = None
+        if paired is not None:
+            self._check("paired rows", paired, tokens, self._paired_cols)
+            left = dtypes.encode(paired, self._dtype)
+
+        def chunk(message: calibration_pb2.ActivationChunk, start: int, stop: int) -> _Chunk:
+            pairs = b"" if left is None else left[start:stop].tobytes()
+            return _HostChunk(message, encoded[start:stop].tobytes(), pairs)
+
+        return tokens, chunk
+
+    def _on_device(self, memory: CudaRegion, rows: Any, paired: Any) -> _Cut:
+        data = DeviceRows.of("activations", rows, self._dtype, self._cols)
+        pairs = None
+        if paired is not None:
+            pairs = DeviceRows.of("paired rows", paired, self._dtype, self._paired_cols)
+            if pairs.rows != data.rows:
+                raise InvalidArgument(
+                    f"paired rows of {self._header.statistic}: expected {data.rows}, came"
+                    f" {pairs.rows}"
+                )
+        for written in (data, pairs):
+            if written is not None and written.size > 0:
+                memory.wait_for(written)
+
+        def chunk(message: calibration_pb2.ActivationChunk, start: int, stop: int) -> _Chunk:
+            left = None if pairs is None else pairs.part(start, stop)
+            return _DeviceChunk(message, data.part(start, stop), left, memory)
+
+        return data.rows, chunk
 
     def flush(self) -> None:
         """Returns once everything sent so far is durable."""
@@ -189,7 +292,7 @@ class ActivationStream:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        self._join()
         with self._changed:
             self._raise_error()
 
@@ -202,7 +305,12 @@ class ActivationStream:
             self._changed.notify_all()
         if call is not None:
             call.cancel()
+        self._join()
+
+    def _join(self) -> None:
         self._thread.join()
+        if self._device_memory is not None:
+            self._device_memory.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +341,7 @@ class ActivationStream:
             if self._closing:
                 raise InvalidArgument("the stream is closed")
             seq = self._last_seq + 1
-            while self._pending_bytes > 0 and self._pending_bytes + size > PENDING_BYTES_MAX:
+            while self._must_wait(seq, size):
                 self._flush_seq = self._last_seq
                 self._changed.notify_all()
                 self._changed.wait()
@@ -242,18 +350,26 @@ class ActivationStream:
             if seq <= self._durable_seq:
                 return
         chunk.message.seq = seq
-        chunk.message.crc32c = google_crc32c.value(chunk.data)
-        if chunk.paired:
-            chunk.message.paired_crc32c = google_crc32c.value(chunk.paired)
+        chunk.seal()
         with self._changed:
             if seq > self._durable_seq:  # which may have grown meanwhile
                 self._unsent.append(chunk)
                 self._pending_bytes += size
                 self._changed.notify_all()
 
+    def _must_wait(self, seq: int, size: int) -> bool:
+        """Until more is durable: no room for chunk `seq` yet."""
+        if self._device_memory is not None:  # the chunk that has its slot
+            return seq - self._device_memory.slots > self._durable_seq
+        return self._pending_bytes > 0 and self._pending_bytes + size > PENDING_BYTES_MAX
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+    @property
+    def _tenant(self) -> str:
+        return self._header.statistic.split("/")[1]
 
     # The connection's side: one thread that reads the answers, and gRPC's own that pulls requests.
 
@@ -284,8 +400,7 @@ class ActivationStream:
         """Every connection has its own, so that it shares no slot with one that is lost."""
         if self._shared_slot_bytes == 0:
             return nullcontext()
-        tenant = self._header.statistic.split("/")[1]
-        return SharedRegion(tenant, _SHARED_SLOTS, self._shared_slot_bytes)
+        return SharedRegion(self._tenant, _SHARED_SLOTS, self._shared_slot_bytes)
 
     def _exchange(
         self, stub: calibration_pb2_grpc.CalibrationStub, region: SharedRegion | None
@@ -451,9 +566,9 @@ def _check_given(name: str, value: NDArray[Any] | None, expected: bool) -> None:
         )
 
 
-def rows_of(arrays: NDArray[Any] | Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """One array, or any number of them, as an iterator."""
-    if isinstance(arrays, np.ndarray):
+def rows_of(arrays: Any | Iterable[Any]) -> Iterator[Any]:
+    """One array, on the host or on a GPU, or any number of them, as an iterator."""
+    if isinstance(arrays, np.ndarray) or is_on_device(arrays):
         yield arrays
     else:
         yield from arrays

@@ -11,11 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import numpy as np
 from numpy.typing import NDArray
 
-from quantd import dtypes, quantized_layer
-from quantd.activations import ActivationStream, make_header, rows_of
+from quantd import cuda_region, dtypes, quantized_layer
+from quantd.activations import CUDA_IPC_BYTES, ActivationStream, make_header, rows_of
 from quantd.dtypes import DType
 from quantd.errors import (
     AlreadyExists,
@@ -395,6 +394,9 @@ class Client:
         sample_rows: int | None = None,
         sample_seed: int = 0,
         shared_memory: bool = False,
+        cuda_ipc: bool = False,
+        cuda_device: int = 0,
+        cuda_ipc_bytes: int = CUDA_IPC_BYTES,
     ) -> ActivationStream:
         """A writer of a statistic, which its first stream creates. Use as a context manager.
 
@@ -412,9 +414,16 @@ class Client:
             sample_seed: of that sample.
             shared_memory: hand the bytes over in shared memory, to a server on this host that runs
                 with --shared_memory and as this user (or root). The same result, faster.
+            cuda_ipc: hand rows over that lie on a GPU (contiguous arrays of `dtype` of torch, CuPy
+                or others), to a server on this host that runs with --cuda_ipc and uses the same
+                GPU. They are not copied through this process, and have no checksum of its.
+            cuda_device: which GPU, as CUDA counts them in this process.
+            cuda_ipc_bytes: GPU memory that the stream takes: for what is not yet durable.
 
         Raises:
-            InvalidArgument: an unknown kind, or shared memory with a server elsewhere.
+            InvalidArgument: an unknown kind, or shared memory or CUDA IPC with a server elsewhere.
+            FailedPrecondition: CUDA IPC without an NVIDIA driver.
+            ResourceExhausted: the GPU has not enough memory left for it.
 
         """
         header = make_header(
@@ -428,15 +437,23 @@ class Client:
             sample_rows=sample_rows,
             sample_seed=sample_seed,
         )
-        return ActivationStream(self._transport, header, dtype, shared_memory=shared_memory)
+        return ActivationStream(
+            self._transport,
+            header,
+            dtype,
+            shared_memory=shared_memory,
+            cuda_ipc=cuda_ipc,
+            cuda_device=cuda_device,
+            cuda_ipc_bytes=cuda_ipc_bytes,
+        )
 
     def stream_activations(
         self,
         statistic: str,
-        activations: NDArray[Any] | Iterable[NDArray[Any]],
+        activations: Any | Iterable[Any],
         *,
         token_weights: NDArray[Any] | Iterable[NDArray[Any]] | None = None,
-        paired: NDArray[Any] | Iterable[NDArray[Any]] | None = None,
+        paired: Any | Iterable[Any] | None = None,
         kind: StatisticKind | None = None,
         dtype: DType | None = None,
         stream_id: str | None = None,
@@ -444,13 +461,17 @@ class Client:
         sample_rows: int | None = None,
         sample_seed: int = 0,
         shared_memory: bool = False,
+        cuda_ipc: bool = False,
+        cuda_device: int = 0,
+        cuda_ipc_bytes: int = CUDA_IPC_BYTES,
         progress: bool | None = None,
     ) -> int:
         """Adds activations to a statistic and returns the number of tokens, all durable.
 
         Args:
             statistic: id or name; created where it does not exist.
-            activations: tokens x C, or any number of such arrays: x; of a cross or residual moment
+            activations: tokens x C, or any number of such arrays (NumPy's, or with cuda_ipc those
+                of a GPU): x; of a cross or residual moment
                 xhat, the inputs in the quantized model.
             token_weights: one a token and array, finite and >= 0: makes the statistic weighted.
             paired: of a cross moment x (tokens x C), of a residual moment the difference r - rhat
@@ -463,6 +484,9 @@ class Client:
             sample_rows: see there.
             sample_seed: see there.
             shared_memory: see there.
+            cuda_ipc: see there.
+            cuda_device: see there.
+            cuda_ipc_bytes: see there.
             progress: a bar; default: as the client.
 
         Raises:
@@ -473,9 +497,11 @@ class Client:
         """
         arrays = rows_of(activations)
         first = next(arrays, None)
-        if first is None or first.ndim != 2 or first.shape[0] == 0:
+        if first is None or len(first.shape) != 2 or first.shape[0] == 0:
             came = "none" if first is None else " x ".join(map(str, first.shape))
             raise InvalidArgument(f"activations: expected tokens x columns, came {came}")
+        on_device = cuda_region.is_on_device(first)
+        natural = cuda_region.natural_dtype if on_device else dtypes.natural_dtype
         weights = None if token_weights is None else rows_of(token_weights)
         pairs = None if paired is None else rows_of(paired)
         first_pair = None if pairs is None else next(pairs, None)
@@ -485,14 +511,14 @@ class Client:
                     "kind: expected cross-moment or residual-moment with paired rows, came none"
                 )
             kind = "second-moment" if token_weights is None else "weighted"
-        total = activations.shape[0] if isinstance(activations, np.ndarray) else None
+        total = activations.shape[0] if first is activations else None
         tokens = 0
         with (
             ProgressBar(statistic, total, "token", self._shows(progress)) as bar,
             self.open_activation_stream(
                 statistic,
                 first.shape[1],
-                dtype=dtype or dtypes.natural_dtype(first),
+                dtype=dtype or natural(first),
                 kind=kind,
                 paired_cols=0 if first_pair is None else first_pair.shape[-1],
                 stream_id=stream_id,
@@ -500,9 +526,12 @@ class Client:
                 sample_rows=sample_rows,
                 sample_seed=sample_seed,
                 shared_memory=shared_memory,
+                cuda_ipc=cuda_ipc,
+                cuda_device=cuda_device,
+                cuda_ipc_bytes=cuda_ipc_bytes,
             ) as stream,
         ):
-            array: NDArray[Any] | None = first
+            array: Any = first
             pair = first_pair
             while array is not None:
                 stream.send(

@@ -19,18 +19,18 @@ from quantd.v1 import calibration_pb2
 _DIRECTORY = Path("/dev/shm")
 
 
-def check_same_host(address: str) -> None:
-    """Whether a server at `address` can see this host's shared memory.
+def check_same_host(option: str, address: str) -> None:
+    """Whether a server at `address` can see this host's memory, as `option` wants it.
 
     Raises:
         InvalidArgument: it is elsewhere, or this system has no /dev/shm.
 
     """
     if not sys.platform.startswith("linux"):
-        raise InvalidArgument(f"shared_memory: expected Linux, came {sys.platform}")
+        raise InvalidArgument(f"{option}: expected Linux, came {sys.platform}")
     if not _is_loopback(address):
         raise InvalidArgument(
-            f"shared_memory: expected a server on this host (localhost, 127.0.0.1, [::1] or"
+            f"{option}: expected a server on this host (localhost, 127.0.0.1, [::1] or"
             f" unix:PATH), came {address}"
         )
 

@@ -64,6 +64,7 @@ class FakeServer(
     jobs: list[jobs_pb2.Job] = field(default_factory=list)
     created: list[jobs_pb2.CreateJobRequest] = field(default_factory=list)
     headers: list[calibration_pb2.ActivationHeader] = field(default_factory=list)
+    device_memory: dict[bytes, Any] = field(default_factory=dict)  # by CUDA IPC handle
     chunks: dict[int, bytes] = field(default_factory=dict)  # durable, by seq
     messages: dict[int, calibration_pb2.ActivationChunk] = field(default_factory=dict)  # the same
     repeats: int = 0  # chunks that came again after they were durable
@@ -175,7 +176,8 @@ class FakeServer(
     ) -> Iterator[calibration_pb2.StreamActivationsResponse]:
         header = next(requests).header
         self.headers.append(header)
-        with _open_region(header.shared_region) as region:
+        device = self.device_memory.get(header.cuda_ipc.handle)
+        with nullcontext(device) if device else _open_region(header.shared_region) as region:
             yield from self._take_chunks(requests, context, region)
 
     def _take_chunks(
@@ -192,6 +194,9 @@ class FakeServer(
         for request in requests:
             if request.HasField("chunk"):
                 chunk = _with_bytes(request.chunk, region)
+                if not chunk.HasField("crc32c"):
+                    assert region in self.device_memory.values()
+                    chunk.crc32c = google_crc32c.value(chunk.data)
                 assert google_crc32c.value(chunk.data) == chunk.crc32c
                 if chunk.seq <= durable:
                     self.repeats += 1

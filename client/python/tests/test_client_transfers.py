@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import mmap
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from safetensors.numpy import save
 
 import quantd
 from quantd import LayerSpec, Recipe
+from quantd.cuda_region import DeviceRows, natural_dtype
 from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -159,6 +162,142 @@ def test_shared_memory_is_for_this_host() -> None:
     client = quantd.connect("gpu-7.example:7741", progress=False)
     with client, pytest.raises(quantd.InvalidArgument, match="expected a server on this host"):
         client.open_activation_stream("tenants/lab/statistics/s", 8, shared_memory=True)
+
+
+class OnGpu:
+    """What a framework's array says about itself."""
+
+    dtype = "float32"
+
+    def __init__(self, **changes: Any) -> None:
+        self.shape = changes.get("shape", (10, 8))
+        self.__cuda_array_interface__ = {
+            "shape": self.shape,
+            "typestr": "<f4",
+            "data": (0x7F0000000000, False),
+            "strides": None,
+            "version": 2,
+        } | changes
+
+
+class HostRegion:
+    """In place of a CudaRegion: what it does, in this process's memory."""
+
+    def __init__(self, fake: FakeServer, slots: int, slot_bytes: int) -> None:
+        self.slots = slots
+        self.closed = False
+        self._slot_bytes = slot_bytes
+        self._memory = fake.device_memory[b"handle"] = mmap.mmap(-1, slots * slot_bytes)
+        self.message = calibration_pb2.CudaIpcRegion(handle=b"handle", device_uuid="GPU-0")
+
+    def wait_for(self, rows: DeviceRows) -> None:
+        pass
+
+    def write(self, slot: int, *parts: DeviceRows) -> list[calibration_pb2.SharedRange]:
+        assert 0 <= slot < self.slots
+        offset = slot * self._slot_bytes
+        ranges = []
+        for part in parts:
+            end = offset + part.size
+            self._memory[offset:end] = ctypes.string_at(part.pointer, part.size)
+            ranges.append(calibration_pb2.SharedRange(offset=offset, bytes=part.size))
+            offset = end
+        return ranges
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def gpu(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> list[HostRegion]:
+    """The regions that were made."""
+    made: list[HostRegion] = []
+
+    def make(tenant: str, device: int, slots: int, slot_bytes: int) -> HostRegion:
+        assert (tenant, device) == ("lab", 0)
+        made.append(HostRegion(fake, slots, slot_bytes))
+        return made[-1]
+
+    monkeypatch.setattr("quantd.activations.CudaRegion", make)
+    return made
+
+
+def on_gpu(array: NDArray[np.float32]) -> OnGpu:
+    return OnGpu(shape=array.shape, data=(array.ctypes.data, False))
+
+
+def test_cuda_ipc_survives_lost_connections(fake: FakeServer, gpu: list[HostRegion]) -> None:
+    """One region for all connections, whose slots are used again once they are durable."""
+    fake.drop_stream_after = [0, 2, 0, 30, 3]
+    fake.durable_lag = 3
+    fake.credit_bytes = 64 << 20
+    x = activations(400_000)
+    with connect(fake) as client:
+        parts = (on_gpu(x[i : i + 7777]) for i in range(0, len(x), 7777))
+        client.stream_activations("s", parts, cuda_ipc=True, cuda_ipc_bytes=8 << 20)
+    assert received(fake) == x.tobytes()
+    assert len(fake.chunks) > 48
+    assert len(fake.headers) == 6
+    (region,) = gpu
+    assert region.slots == 8
+    assert region.closed
+
+
+def test_cuda_ipc_sends_weights_and_pairs(fake: FakeServer, gpu: list[HostRegion]) -> None:
+    x, paired = activations(500, 8), activations(500, 24)
+    pairs = OnGpu(shape=paired.shape, data=(paired.ctypes.data, False))
+    with connect(fake) as client:
+        client.stream_activations(
+            "r", on_gpu(x), paired=pairs, kind="residual-moment", cuda_ipc=True
+        )
+        assert fake.messages[1].data == x.tobytes()
+        assert fake.messages[1].paired_data == paired.tobytes()
+        fake.chunks.clear()
+        weights = np.linspace(0, 1, 500)
+        client.stream_activations("w", on_gpu(x), token_weights=weights, cuda_ipc=True)
+        assert fake.messages[1].data == x.tobytes()
+        assert np.array_equal(fake.messages[1].token_weights, weights.astype(np.float32))
+    assert all(region.closed for region in gpu)
+
+
+def test_rows_on_a_gpu() -> None:
+    rows = DeviceRows.of("x", OnGpu(), "f32", 8)
+    assert rows.size == 10 * 32
+    assert rows.part(6, 99) == DeviceRows(0x7F0000000000 + 6 * 32, 4, 32, None)
+    assert DeviceRows.of("x", OnGpu(strides=(32, 4)), "f32", 8) == rows
+    assert DeviceRows.of("x", OnGpu(version=3, stream=7), "f32", 8).stream == 7
+    mistaken = OnGpu(typestr="<f2")
+    mistaken.dtype = "torch.bfloat16"
+    assert natural_dtype(mistaken) == "bf16"
+    for typestr in ("<V2", "<u2", "<i2"):
+        array = OnGpu(typestr=typestr)
+        assert DeviceRows.of("x", array, natural_dtype(array), 8).row_bytes == 16
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros((10, 8), np.float32), "on the GPU .* came ndarray"),
+        (OnGpu(shape=(10, 9)), "tokens x 8, came 10 x 9"),
+        (OnGpu(shape=(80,)), "tokens x 8, came 80"),
+        (OnGpu(typestr="<f2"), "expected f32 .* came <f2"),
+        (OnGpu(strides=(64, 4)), "contiguous"),
+        (OnGpu(strides=(4, 40)), "contiguous"),
+    ],
+)
+def test_rows_on_a_gpu_that_are_refused(array: Any, match: str) -> None:
+    with pytest.raises(quantd.InvalidArgument, match=match):
+        DeviceRows.of("x", array, "f32", 8)
+
+
+def test_cuda_ipc_is_for_this_host_and_instead_of_shared_memory(fake: FakeServer) -> None:
+    client = quantd.connect("gpu-7.example:7741", progress=False)
+    with client, pytest.raises(quantd.InvalidArgument, match="cuda_ipc: expected a server on this"):
+        client.open_activation_stream("tenants/lab/statistics/s", 8, cuda_ipc=True)
+    with connect(fake) as own, pytest.raises(quantd.InvalidArgument, match="came both"):
+        own.open_activation_stream("s", 8, cuda_ipc=True, shared_memory=True)
+    with connect(fake) as own, pytest.raises(quantd.InvalidArgument, match="on the host"):
+        own.stream_activations("s", OnGpu(), dtype="f32")
 
 
 def test_shared_memory_that_is_not_there(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@
 #include "compute/backend/cuda/cuda_stream.h"
 #include "compute/backend/cuda/device_monitor.h"
 #include "compute/backend/cuda/gptq_solver.h"
+#include "compute/backend/cuda/ipc_region.h"
 #include "compute/backend/cuda/lattice_codes.h"
 #include "compute/backend/cuda/lattice_problem.h"
 #include "compute/backend/cuda/lattice_scales.h"
@@ -104,6 +105,11 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<MomentAccumulator>> NewAccumulator(
       const MomentSpec& spec, const SecondMoment* start) override {
     return NewCudaAccumulator(device_, spec, start);
+  }
+
+  absl::StatusOr<std::unique_ptr<DeviceRegion>> OpenRegion(absl::string_view handle,
+                                                           int64_t bytes) override {
+    return OpenIpcRegion(device_, handle, bytes);
   }
 
   absl::StatusOr<TransformSolution> SolveTransforms(Stream& stream,

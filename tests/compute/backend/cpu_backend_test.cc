@@ -107,6 +107,12 @@ TEST_F(CpuBackendTest, RegistryAlwaysHasTheCpu) {
   EXPECT_GT(info.memory_bytes, 0);
 }
 
+TEST_F(CpuBackendTest, HasNoMemoryThatProcessesHandOver) {
+  EXPECT_EQ(backend_->OpenRegion(std::string(64, 'x'), 1 << 20).status().code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(backend_->Describe().uuid, "");
+}
+
 TEST_F(CpuBackendTest, UploadWidensAndSlicesKeepRows) {
   const Tensor host = Random({5, 3}, 1);
   const DeviceTensor device = Upload(host);

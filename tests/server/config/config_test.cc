@@ -38,6 +38,7 @@ TEST(ConfigTest, AnEmptyFileIsTheDefaultAndValid) {
   EXPECT_EQ(config->log_level, "info");
   EXPECT_EQ(config->drain_seconds, 20);
   EXPECT_FALSE(config->shared_memory);
+  EXPECT_FALSE(config->cuda_ipc);
   EXPECT_TRUE(Validate(*config).ok());
 }
 
@@ -108,6 +109,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
                                     log_level: "debug"
                                     drain_seconds: 16
                                     shared_memory: true
+                                    cuda_ipc: true
                                     priority_ageing_seconds: 18
                                   )pb",
                                   "quantd.textproto");
@@ -162,6 +164,7 @@ TEST(ConfigTest, EveryFieldIsRead) {
   EXPECT_EQ(config->drain_seconds, 16);
   EXPECT_EQ(config->priority_ageing_seconds, 18);
   EXPECT_TRUE(config->shared_memory);
+  EXPECT_TRUE(config->cuda_ipc);
 }
 
 TEST(ConfigTest, AMistakeIsNamedWithItsPlace) {
