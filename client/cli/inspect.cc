@@ -68,7 +68,9 @@ json ToJson(const client::Tenant& tenant) {
             {"max_streams", quotas.max_streams},
             {"max_calls", quotas.max_calls},
             {"max_messages_per_second", quotas.max_messages_per_second},
-            {"max_stored_bytes", quotas.max_stored_bytes}}},
+            {"max_stored_bytes", quotas.max_stored_bytes},
+            {"max_running_layers", quotas.max_running_layers},
+            {"max_device_seconds_per_day", quotas.max_device_seconds_per_day}}},
           {"usage",
            {{"jobs", usage.jobs},
             {"statistics", usage.statistics},
@@ -78,7 +80,8 @@ json ToJson(const client::Tenant& tenant) {
             {"stored_bytes", usage.stored_bytes},
             {"running_layers", usage.running_layers},
             {"waiting_layers", usage.waiting_layers},
-            {"device_seconds", usage.device_seconds}}}};
+            {"device_seconds", usage.device_seconds},
+            {"device_seconds_today", usage.device_seconds_today}}}};
 }
 
 json ToJson(const client::Statistic& statistic) {
@@ -213,12 +216,12 @@ absl::Status ShowStatistics(client::Client& client, const Output& output) {
 absl::Status ShowTenants(client::Client& client, const Output& output) {
   const absl::StatusOr<std::vector<client::Tenant>> tenants = client.ListTenants();
   if (!tenants.ok()) return tenants.status();
-  const auto of = [](int64_t used, int64_t most) {
+  const auto of = [](auto used, auto most) {
     return most == 0 ? absl::StrCat(used) : absl::StrCat(used, " of ", most);
   };
   std::vector<std::vector<std::string>> rows = {{"TENANT", "WEIGHT", "JOBS", "STATISTICS",
                                                  "STREAMS", "CALLS", "STORED", "RUNNING", "WAITING",
-                                                 "DEVICE S"}};
+                                                 "DEVICE S TODAY", "DEVICE S"}};
   for (const client::Tenant& each : *tenants) {
     if (output.json) PrintLine(ToJson(each));
     const auto& [quotas, usage] = std::tie(each.quotas, each.usage);
@@ -229,10 +232,11 @@ absl::Status ShowTenants(client::Client& client, const Output& output) {
          quotas.max_stored_bytes == 0 ? HumanBytes(usage.stored_bytes)
                                       : absl::StrCat(HumanBytes(usage.stored_bytes), " of ",
                                                      HumanBytes(quotas.max_stored_bytes)),
-         absl::StrCat(usage.running_layers), absl::StrCat(usage.waiting_layers),
+         of(usage.running_layers, quotas.max_running_layers), absl::StrCat(usage.waiting_layers),
+         of(usage.device_seconds_today, quotas.max_device_seconds_per_day),
          absl::StrCat(usage.device_seconds)});
   }
-  if (!output.json) Print(FormatTable(rows, {2, 3, 4, 5, 6, 7, 8, 9}));
+  if (!output.json) Print(FormatTable(rows, {2, 3, 4, 5, 6, 7, 8, 9, 10}));
   return absl::OkStatus();
 }
 

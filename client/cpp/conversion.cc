@@ -341,7 +341,9 @@ Tenant FromWire(const v1::Tenant& wire) {
                      .max_streams = quotas.max_streams(),
                      .max_calls = quotas.max_calls(),
                      .max_messages_per_second = quotas.max_messages_per_second(),
-                     .max_stored_bytes = quotas.max_stored_bytes()},
+                     .max_stored_bytes = quotas.max_stored_bytes(),
+                     .max_running_layers = quotas.max_running_layers(),
+                     .max_device_seconds_per_day = quotas.max_device_seconds_per_day()},
           .usage = {.jobs = usage.jobs(),
                     .statistics = usage.statistics(),
                     .streams = usage.streams(),
@@ -350,7 +352,8 @@ Tenant FromWire(const v1::Tenant& wire) {
                     .stored_bytes = usage.stored_bytes(),
                     .running_layers = usage.running_layers(),
                     .waiting_layers = usage.waiting_layers(),
-                    .device_seconds = usage.device_seconds()}};
+                    .device_seconds = usage.device_seconds(),
+                    .device_seconds_today = usage.device_seconds_today()}};
 }
 
 ServerInfo FromWire(const v1::ServerInfo& wire) {

@@ -217,6 +217,8 @@ struct Tenant {
     int64_t max_calls = 0;
     double max_messages_per_second = 0.0;
     int64_t max_stored_bytes = 0;
+    int64_t max_running_layers = 0;
+    double max_device_seconds_per_day = 0.0;
   };
   struct Usage {
     int64_t jobs = 0;
@@ -228,6 +230,7 @@ struct Tenant {
     int64_t running_layers = 0;
     int64_t waiting_layers = 0;
     double device_seconds = 0.0;
+    double device_seconds_today = 0.0;
   };
   std::string name;
   bool configured = true;

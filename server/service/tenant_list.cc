@@ -34,6 +34,8 @@ void Fill(const TenantSources& sources, const TenantConfig& tenant, v1::TenantQu
   quotas.set_max_messages_per_second(calls.messages_per_second);
   quotas.set_max_stored_bytes(tenant.max_stored_bytes > 0 ? tenant.max_stored_bytes
                                                           : sources.limits.max_stored_bytes);
+  quotas.set_max_running_layers(tenant.max_running_layers);
+  quotas.set_max_device_seconds_per_day(tenant.max_device_seconds_per_day);
 }
 
 void Fill(const Usage& usage, const std::string& tenant, v1::TenantUsage& out) {
@@ -48,6 +50,7 @@ void Fill(const Usage& usage, const std::string& tenant, v1::TenantUsage& out) {
   out.set_running_layers(load.running);
   out.set_waiting_layers(load.waiting);
   out.set_device_seconds(load.device_seconds);
+  out.set_device_seconds_today(load.seconds_today);
 }
 
 }  // namespace

@@ -31,7 +31,12 @@ def _token(name: str) -> str:
     return hashlib.sha256(f"{name}-token".encode()).hexdigest()
 
 
-ALPHA = f'tenants {{ name: "alpha" weight: 3 max_calls: 7 token_sha256: "{_token("alpha")}" }}'
+ALPHA = f"""
+tenants {{
+  name: "alpha" weight: 3 max_calls: 7 token_sha256: "{_token("alpha")}"
+  max_running_layers: 2 max_device_seconds_per_day: 5000
+}}
+"""
 BETA = f'tenants {{ name: "beta" token_sha256: "{_token("beta")}" }}'
 OPERATIONS = f"""
 tenants {{ name: "operations" tokens {{ id: "x" sha256: "{_token("admin")}" roles: ADMIN }} }}
@@ -65,9 +70,13 @@ def test_quotas_and_usage(server: Server, admin: Api) -> None:
     assert list(tenants) == ["alpha", "beta", "operations"]
     quotas, usage = tenants["alpha"].quotas, tenants["alpha"].usage
     assert (quotas.weight, quotas.max_calls, quotas.max_jobs) == (3, 7, 1000)
+    assert (quotas.max_running_layers, quotas.max_device_seconds_per_day) == (2, 5000)
     assert tenants["beta"].quotas.max_calls == 1024
+    unlimited = tenants["beta"].quotas
+    assert (unlimited.max_running_layers, unlimited.max_device_seconds_per_day) == (0, 0)
     assert (usage.jobs, usage.statistics, usage.streams, usage.calls) == (1, 2, 1, 1)
     assert usage.stored_bytes > 0 and usage.device_seconds > 0
+    assert 0 < usage.device_seconds_today <= usage.device_seconds  # less at midnight
     assert (usage.running_layers, usage.waiting_layers, usage.uploads) == (0, 0, 0)
     assert tenants["beta"].usage == server_pb2.TenantUsage()
     assert all(tenant.configured for tenant in tenants.values())
@@ -108,7 +117,12 @@ def test_quantctl_tenants(server: Server, quantctl: Callable[..., Any]) -> None:
         "operations",
     ]
     lines = quantctl(*flags, "admin-token", "tenants", "--json", check=True).stdout.splitlines()
-    assert [json.loads(line)["tenant"] for line in lines] == ["alpha", "beta", "operations"]
+    listed_as_json = [json.loads(line) for line in lines]
+    assert [tenant["tenant"] for tenant in listed_as_json] == ["alpha", "beta", "operations"]
+    assert " 0 of 2 " in shown.splitlines()[1] and " 0 of 5000 " in shown.splitlines()[1]
+    assert listed_as_json[0]["quotas"]["max_running_layers"] == 2
+    assert listed_as_json[0]["quotas"]["max_device_seconds_per_day"] == 5000
+    assert listed_as_json[0]["usage"]["device_seconds_today"] == 0
     refused_run = quantctl(*flags, "alpha-token", "tenants")
     assert refused_run.returncode != 0 and "admin" in refused_run.stderr
 
