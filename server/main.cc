@@ -51,6 +51,7 @@
 #include "server/store/local_blob_store.h"
 #include "server/store/quota_blob_store.h"
 #include "server/store/sqlite_job_store.h"
+#include "server/store/storage_limits.h"
 #include "server/store/sync_failures.h"
 
 namespace quantd::server {
@@ -222,16 +223,12 @@ JobEvents EventsFor(Metrics& metrics) {
   return events;
 }
 
-// By tenant, as configured.
-StorageLimit StorageLimits(const ServerConfig& config) {
-  std::map<std::string, int64_t, std::less<>> own;
+StorageLimits::ByTenant StorageLimitsOf(const ServerConfig& config) {
+  StorageLimits::ByTenant own;
   for (const TenantConfig& tenant : config.tenants) {
     if (tenant.max_stored_bytes > 0) own[tenant.name] = tenant.max_stored_bytes;
   }
-  return [own = std::move(own), most = config.limits.max_stored_bytes](absl::string_view tenant) {
-    const auto found = own.find(tenant);
-    return found == own.end() ? most : found->second;
-  };
+  return own;
 }
 
 RetentionPolicy MakeRetentionPolicy(const RetentionConfig& config) {
@@ -393,18 +390,9 @@ void WaitForStopSignal(const std::function<void()>& reload) {
   }
 }
 
-// Of the tenants, what the parts that use it were given at the start.
-std::map<std::string, int64_t> FixedAtStart(const ServerConfig& config) {
-  std::map<std::string, int64_t> fixed;
-  for (const TenantConfig& tenant : config.tenants) {
-    if (tenant.max_stored_bytes > 0) fixed[tenant.name] = tenant.max_stored_bytes;
-  }
-  return fixed;
-}
-
 // Takes up what of the configuration can change while the server runs. A mistake changes nothing.
 void Reload(const Flags& flags, const ServerConfig& running, Access& access, AuditLog& audit,
-            JobEngine& engine) {
+            JobEngine& engine, StorageLimits& storage) {
   absl::StatusOr<ServerConfig> next = Configure(flags);
   absl::Status status = next.status();
   if (status.ok()) status = audit.Reopen();
@@ -414,15 +402,15 @@ void Reload(const Flags& flags, const ServerConfig& running, Access& access, Aud
     return;
   }
   engine.SetTenants(SharesOf(*next));
+  storage.Replace(StorageLimitsOf(*next));
   const auto tenants = static_cast<int64_t>(next->tenants.size());
-  const bool same_limits = FixedAtStart(*next) == FixedAtStart(running);
   ServerConfig rest = *std::move(next);
   rest.tenants = running.tenants;
   rest.jwt = running.jwt;
   rest.tls_certificate_file = running.tls_certificate_file;
   rest.tls_private_key_file = running.tls_private_key_file;
   rest.tls_client_ca_file = running.tls_client_ca_file;
-  const bool restart_needed = !same_limits || !(rest == running);
+  const bool restart_needed = !(rest == running);
   Log(restart_needed ? LogLevel::kWarning : LogLevel::kInfo, "reloaded",
       {{"tenants", tenants}, {"restart_needed", restart_needed}});
 }
@@ -436,8 +424,9 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   absl::StatusOr<std::unique_ptr<BlobStore>> local =
       OpenLocalBlobStore((*directory)->blob_directory());
   if (!local.ok()) return local.status();
-  const std::unique_ptr<BlobStore> blobs =
-      WithStorageLimit(*std::move(local), StorageLimits(config));
+  StorageLimits storage(config.limits.max_stored_bytes, StorageLimitsOf(config));
+  const std::unique_ptr<BlobStore> blobs = WithStorageLimit(
+      *std::move(local), [&storage](absl::string_view tenant) { return storage.Of(tenant); });
   if (absl::Status status = DeleteOrphans(**jobs, *blobs); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Access>> access = Access::Create(config);
   if (!access.ok()) return access.status();
@@ -548,7 +537,7 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
        {"device", backends.front()->Describe().description},
        {"version", std::string(QUANTD_VERSION)}});
 
-  WaitForStopSignal([&] { Reload(flags, config, **access, **audit, *engine); });
+  WaitForStopSignal([&] { Reload(flags, config, **access, **audit, *engine, storage); });
   Log(LogLevel::kInfo, "draining");
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_seconds);
   readiness.Drain();

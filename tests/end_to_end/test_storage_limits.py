@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import grpc
@@ -72,6 +73,31 @@ def test_uploads_together_do_not_pass_the_limit(limited: Server) -> None:
     again = create_job(limited.api, [layer("b", 128, 256)])
     assert upload(limited.api, again.layers[0].name, weight).complete
     delete_job(limited.api, again.name)
+
+
+def test_a_tenants_limit_is_read_again(start_server: Callable[..., Server]) -> None:
+    """What is refused at the old limit fits the new one, and what fitted is refused below it."""
+
+    def tenant(limit: int) -> str:
+        token = hashlib.sha256(b"acme-token").hexdigest()
+        own = f"max_stored_bytes: {limit}" if limit else ""
+        return (
+            f'tenants {{ name: "acme" token_sha256: "{token}" {own} }}\n'
+            f"limits {{ max_stored_bytes: {2 * LIMIT} }}"
+        )
+
+    server = start_server(config=tenant(10_000))
+    api = server.connect("acme", "acme-token")
+    job = create_job(api, [layer("a", 128, 256), layer("b", 128, 256)])
+    weight = gaussian(128, 256, 1)  # 131072 bytes
+    with refused("RESOURCE_EXHAUSTED", "STORAGE_QUOTA", says=[10_000]):
+        upload(api, job.layers[0].name, weight)
+    assert server.reload(tenant(LIMIT))["restart_needed"] is False
+    assert upload(api, job.layers[0].name, weight).complete
+    with refused("RESOURCE_EXHAUSTED", "STORAGE_QUOTA", says=[LIMIT]):
+        upload(api, job.layers[1].name, weight)
+    assert server.reload(tenant(0))["restart_needed"] is False  # limits.max_stored_bytes holds
+    assert upload(api, job.layers[1].name, weight).complete
 
 
 def test_streams_and_imports_that_do_not_fit(limited: Server) -> None:

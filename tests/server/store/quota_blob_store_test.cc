@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "server/errors/error.h"
 #include "server/store/local_blob_store.h"
+#include "server/store/storage_limits.h"
 #include "tests/server/temp_directory.h"
 
 namespace quantd::server {
@@ -96,6 +97,16 @@ TEST_F(QuotaBlobStoreTest, NeverBeyondTheLimitHoweverManyWrite) {
   EXPECT_EQ(Stored("small"), 10 * stored.load());
   while (store_->Put("small", std::string(10, 'a')).ok()) ++stored;
   EXPECT_EQ(stored.load(), 100);  // and it can be used up
+}
+
+TEST(StorageLimitsTest, OwnLimitsAreReplacedAsAWhole) {
+  StorageLimits limits(1000, {{"a", 10}, {"b", 20}});
+  EXPECT_EQ(limits.Of("a"), 10);
+  EXPECT_EQ(limits.Of("c"), 1000);
+  limits.Replace({{"b", 5}, {"c", 7}});
+  EXPECT_EQ(limits.Of("a"), 1000);
+  EXPECT_EQ(limits.Of("b"), 5);
+  EXPECT_EQ(limits.Of("c"), 7);
 }
 
 }  // namespace
