@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/store/sync_failures.h"
 
 namespace quantd::server {
 namespace {
@@ -71,20 +70,14 @@ class PosixFile final : public File {
   }
 
   absl::Status SyncData() override {
-    return ::fdatasync(fd_) == 0 ? absl::OkStatus() : SyncFailed("fdatasync");
+    return ::fdatasync(fd_) == 0 ? absl::OkStatus() : ErrorOf(errno, "fdatasync", path_);
   }
 
   absl::Status Sync() override {
-    return ::fsync(fd_) == 0 ? absl::OkStatus() : SyncFailed("fsync");
+    return ::fsync(fd_) == 0 ? absl::OkStatus() : ErrorOf(errno, "fsync", path_);
   }
 
  private:
-  absl::Status SyncFailed(const char* doing) const {
-    const int error = errno;
-    CountSyncFailure();
-    return ErrorOf(error, doing, path_);
-  }
-
   const std::string path_;
   const int fd_;
 };

@@ -14,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "compute/tensor/checksum.h"
 #include "server/store/failpoint.h"
+#include "server/store/sync_failures.h"
 
 namespace quantd::server {
 namespace {
@@ -69,6 +70,13 @@ absl::StatusOr<BlobPath> PathOf(const std::string& root, absl::string_view name)
 
 absl::Status Annotate(const absl::Status& status, absl::string_view name) {
   return absl::Status(status.code(), absl::StrCat("blob ", name, ": ", status.message()));
+}
+
+// What a sync came to. Counted here, around failpoints and files of any kind, so that no way in
+// which a sync fails is missed.
+absl::Status Synced(absl::Status status) {
+  if (!status.ok()) CountSyncFailure();
+  return status;
 }
 
 absl::Status DataLoss(absl::string_view name, absl::string_view what) {
@@ -168,11 +176,11 @@ absl::Status LocalBlobWriter::Sync() {
   if (!refused_.ok()) return refused_;
   // Whatever the code is: after a failed sync the kernel may have dropped the pages and would
   // report the next one as good. With delayed allocation a full disk shows here too.
-  absl::Status synced = AtFailpoint("blob.sync", [&] { return file_->SyncData(); });
+  absl::Status synced = Synced(AtFailpoint("blob.sync", [&] { return file_->SyncData(); }));
   if (!synced.ok()) return Refuse(absl::InternalError(synced.message()));
   if (!directory_synced_) {
-    synced =
-        AtFailpoint("blob.sync.directory", [&] { return files_.SyncDirectory(path_.directory); });
+    synced = Synced(
+        AtFailpoint("blob.sync.directory", [&] { return files_.SyncDirectory(path_.directory); }));
     if (!synced.ok()) return Refuse(absl::InternalError(synced.message()));
     directory_synced_ = true;
   }
@@ -204,13 +212,13 @@ absl::StatusOr<BlobRef> LocalBlobWriter::Commit(absl::string_view expected_sha25
 
   BlobRef blob{.name = path_.name, .size = size_, .sha256 = ""};
   if (auto s = Verify(expected_sha256, blob.sha256); !s.ok()) return s;
-  absl::Status status = AtFailpoint("blob.commit.fsync", [&] { return file_->Sync(); });
+  absl::Status status = Synced(AtFailpoint("blob.commit.fsync", [&] { return file_->Sync(); }));
   if (!status.ok()) return Refuse(absl::InternalError(status.message()));
   status = AtFailpoint("blob.commit.rename",
                        [&] { return files_.Rename(path_.staging, path_.committed); });
   if (!status.ok()) return Refuse(status);
-  status =
-      AtFailpoint("blob.commit.directory", [&] { return files_.SyncDirectory(path_.directory); });
+  status = Synced(
+      AtFailpoint("blob.commit.directory", [&] { return files_.SyncDirectory(path_.directory); }));
   if (!status.ok()) return Refuse(absl::InternalError(status.message()));
   file_.reset();
   return blob;
@@ -283,7 +291,7 @@ absl::Status LocalBlobStore::MakeDirectory(const std::string& path, const std::s
     return created.status();
   });
   if (!status.ok() || !made) return status;
-  return AtFailpoint("blob.mkdir.directory", [&] { return files_.SyncDirectory(parent); });
+  return Synced(AtFailpoint("blob.mkdir.directory", [&] { return files_.SyncDirectory(parent); }));
 }
 
 absl::Status LocalBlobStore::MakeDirectories(const BlobPath& path) {

@@ -297,6 +297,18 @@ def test_a_store_that_cannot_sync(start_server: Callable[..., Server]) -> None:
     assert scrape.value("quantd_sync_failures_total") >= 1
 
 
+@pytest.mark.skipif(not failpoint_names(), reason="built without QUANTD_FAILPOINTS")
+def test_a_blob_that_cannot_be_synced(start_server: Callable[..., Server]) -> None:
+    """The failure is that blob's alone, and counted."""
+    server = start_server(environment={"QUANTD_FAILPOINTS": "blob.commit.fsync=eio@1"})
+    job = create_job(server.api, [layer("w", 16, COLS)])
+    with pytest.raises(grpc.RpcError):
+        upload(server.api, job.layers[0].name, gaussian(16, COLS, 1))
+    assert _scrape(server).value("quantd_sync_failures_total") == 1
+    assert upload(server.api, job.layers[0].name, gaussian(16, COLS, 1)).complete
+    assert _scrape(server).value("quantd_sync_failures_total") == 1
+
+
 def test_the_disk_is_measured(server: Server) -> None:
     disk = os.statvfs(server.data_dir)
     scrape = _scrape(server)

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/store/local_blob_store.h"
+#include "server/store/sync_failures.h"
 #include "tests/server/temp_directory.h"
 
 namespace quantd::server {
@@ -126,6 +127,31 @@ TEST_F(FailpointTest, AFullDiskCutsOffWhatWasWritten) {
   EXPECT_EQ((*store)->Describe((*writer)->name())->size, 0);
   EXPECT_TRUE((*writer)->Append(bytes).ok());
   EXPECT_EQ((*(*store)->StoredBytes())["acme"], 10);
+}
+
+// A failpoint stands for the operation: what fails there counts as a sync that failed.
+TEST_F(FailpointTest, SyncsThatFailAtAFailpointAreCounted) {
+  const TempDirectory directory;
+  auto store = OpenLocalBlobStore(directory.File("blobs"));
+  ASSERT_TRUE(store.ok());
+  const auto upload = [&]() -> absl::Status {
+    auto writer = (*store)->NewBlob("acme");
+    if (!writer.ok()) return writer.status();
+    if (absl::Status s = (*writer)->Sync(); !s.ok()) return s;
+    return (*writer)->Commit("").status();
+  };
+  for (const char* rule : {"blob.mkdir.directory=eio@1", "blob.sync=eio@1", "blob.sync=enospc@1",
+                           "blob.sync.done=eio@1", "blob.sync.directory=eio@1",
+                           "blob.commit.fsync=eio@1", "blob.commit.directory=eio@1"}) {
+    ASSERT_TRUE(ArmFailpoints(rule).ok());
+    const int64_t before = SyncFailures();
+    EXPECT_FALSE(upload().ok()) << rule;
+    EXPECT_EQ(SyncFailures(), before + 1) << rule;
+  }
+  ASSERT_TRUE(ArmFailpoints("blob.append=eio; blob.commit.rename=eio").ok());
+  const int64_t before = SyncFailures();
+  EXPECT_FALSE(upload().ok());
+  EXPECT_EQ(SyncFailures(), before);
 }
 
 }  // namespace

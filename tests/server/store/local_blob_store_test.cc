@@ -12,6 +12,7 @@
 #include "compute/tensor/checksum.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/store/sync_failures.h"
 #include "tests/server/store/faulty_file_system.h"
 #include "tests/server/temp_directory.h"
 
@@ -86,6 +87,38 @@ TEST_F(LocalBlobStoreTest, WhatIsPutIsReadAfterReopening) {
   const auto out = absl::MakeSpan(reinterpret_cast<std::byte*>(part.data()), part.size());
   ASSERT_TRUE((*reader)->Read(1'234'567, out).ok());
   EXPECT_EQ(part, text.substr(1'234'567, 1000));
+}
+
+TEST_F(LocalBlobStoreTest, EverySyncThatFailsIsCounted) {
+  const absl::Status error = absl::ErrnoToStatus(EIO, "sync");
+  const int64_t before = SyncFailures();
+  files_.Fail("fsync directory", error);  // of a new tenant's directory
+  EXPECT_FALSE(store_->NewBlob("new").ok());
+  EXPECT_EQ(SyncFailures(), before + 1);
+
+  auto writer = New();
+  files_.Fail("fdatasync", error);
+  EXPECT_FALSE(writer->Sync().ok());
+  EXPECT_FALSE(writer->Sync().ok());  // refused: no further sync
+  EXPECT_EQ(SyncFailures(), before + 2);
+
+  writer = New();
+  files_.Fail("fsync directory", error);
+  EXPECT_FALSE(writer->Sync().ok());
+  EXPECT_EQ(SyncFailures(), before + 3);
+
+  writer = New();
+  files_.Fail("fsync", error);
+  EXPECT_FALSE(writer->Commit("").ok());
+  EXPECT_EQ(SyncFailures(), before + 4);
+
+  writer = New();
+  files_.Fail("fsync directory", error);
+  EXPECT_FALSE(writer->Commit("").ok());
+  EXPECT_EQ(SyncFailures(), before + 5);
+
+  EXPECT_TRUE(store_->Put("acme", "text").ok());
+  EXPECT_EQ(SyncFailures(), before + 5);
 }
 
 TEST_F(LocalBlobStoreTest, AnEmptyBlobIsABlob) {
