@@ -124,7 +124,8 @@ void AddServerOptions(CLI::App* app, Arguments* arguments) {
       ->type_name("PEM");
   app->add_option_function<double>(
          "--retry_for", [&server](double seconds) { server.retry_for = absl::Seconds(seconds); },
-         "Seconds to keep trying while the server is away in the middle of work (default 60)")
+         "Seconds to keep trying while the server is away, or at a limit, in the middle of work "
+         "(default 60)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("SECONDS");
   app->add_flag("-q,--quiet", arguments->output.quiet, "Print errors only");

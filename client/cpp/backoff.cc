@@ -9,6 +9,7 @@ Backoff::Backoff(absl::Duration budget, absl::Duration initial, absl::Duration l
 
 std::optional<absl::Duration> Backoff::Next(std::optional<absl::Duration> asked_by_server) {
   if (spent_ >= budget_) return std::nullopt;
+  if (asked_by_server && *asked_by_server > budget_ - spent_) return std::nullopt;
   // Jitter keeps the clients of a restarted server from coming back all at once.
   const double jitter = std::uniform_real_distribution<double>(0.75, 1.25)(random_);
   absl::Duration wait = next_ * jitter;

@@ -15,7 +15,8 @@ class Backoff {
   explicit Backoff(absl::Duration budget, absl::Duration initial = absl::Milliseconds(50),
                    absl::Duration longest = absl::Seconds(5));
 
-  // The next wait, not shorter than what the server asked for; nothing once the budget is spent.
+  // The next wait, not shorter than what the server asked for; nothing once the budget is spent, or
+  // where it does not suffice for that.
   std::optional<absl::Duration> Next(std::optional<absl::Duration> asked_by_server = std::nullopt);
   void Reset();
 

@@ -26,8 +26,9 @@ struct ConnectOptions {
   std::string key_file;
   // How long the first call may take.
   absl::Duration connect_timeout = absl::Seconds(10);
-  // How long a call that has begun keeps trying while the server cannot be reached. Progress starts
-  // it over.
+  // How long a call that has begun keeps trying while the server cannot be reached, or refuses it
+  // at a limit and says when to come back (RetryInfo; not where that is later). Progress starts it
+  // over.
   absl::Duration retry_for = absl::Seconds(60);
   // In flight and not yet durable, at most, on one activation stream.
   int64_t keep_bytes = int64_t{64} << 20;

@@ -130,6 +130,7 @@ bool IsTransient(const absl::Status& status) {
   // A server that shuts down ends its streams with CANCELLED; our own cancellation reads
   // "interrupted" and is seen to before.
   return absl::IsUnavailable(status) ||
+         (absl::IsResourceExhausted(status) && RetryDelay(status).has_value()) ||
          (absl::IsCancelled(status) && status.message() != "interrupted") ||
          (absl::IsUnknown(status) && absl::StrContains(status.message(), "Stream removed"));
 }

@@ -59,7 +59,8 @@ class Connection {
   std::set<grpc::ClientContext*> running_;
 };
 
-// Whether a call may succeed if it is made again: the server is away, starting or draining.
+// Whether a call may succeed if it is made again: the server is away, starting or draining, or says
+// when to come back to a limit that is reached now (RetryInfo).
 bool IsTransient(const absl::Status& status);
 
 // The context of one call: credential, deadline, and being found by Interrupt.

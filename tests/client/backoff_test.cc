@@ -25,6 +25,14 @@ TEST(BackoffTest, WaitsAtLeastAsLongAsTheServerAsks) {
   EXPECT_EQ(backoff.Next(absl::Seconds(7)), absl::Seconds(7));
 }
 
+TEST(BackoffTest, GivesUpWhereTheServerAsksForMoreThanIsLeft) {
+  Backoff backoff(absl::Seconds(10), absl::Milliseconds(1));
+  EXPECT_FALSE(backoff.Next(absl::Seconds(11)).has_value());
+  EXPECT_EQ(backoff.Next(absl::Seconds(6)), absl::Seconds(6));
+  EXPECT_FALSE(backoff.Next(absl::Seconds(6)).has_value());
+  EXPECT_EQ(backoff.Next(absl::Seconds(4)), absl::Seconds(4));
+}
+
 TEST(BackoffTest, ProgressStartsItOver) {
   Backoff backoff(absl::Seconds(2), absl::Seconds(2), absl::Seconds(2));
   while (backoff.Next()) {

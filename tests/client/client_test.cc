@@ -160,6 +160,32 @@ TEST_F(ClientTest, RepeatsCreateJobUnderTheSameRequestId) {
   EXPECT_FALSE(state_->created.request_id().empty());
 }
 
+// A limit that is reached now: come back when the server says.
+grpc::Status Exhausted(absl::Duration retry_after) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_nanos(
+      static_cast<int>(absl::ToInt64Nanoseconds(retry_after % absl::Seconds(1))));
+  retry.mutable_retry_delay()->set_seconds(absl::ToInt64Seconds(retry_after));
+  return StatusWithDetails(grpc::StatusCode::RESOURCE_EXHAUSTED, "too many", {&retry});
+}
+
+TEST_F(ClientTest, ComesBackToALimitWhenTheServerSays) {
+  state_->create_refusals.push_back(Exhausted(absl::Milliseconds(300)));
+  const absl::Time start = absl::Now();
+  const auto job = client_->CreateJob(JobSpec());
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(300));
+  EXPECT_EQ(state_->create_calls, 2);
+}
+
+TEST_F(ClientTest, DoesNotComeBackToALimitThatLastsTooLongOrForEver) {
+  state_->create_refusals.push_back(Exhausted(absl::Hours(1)));
+  EXPECT_TRUE(absl::IsResourceExhausted(client_->CreateJob(JobSpec()).status()));
+  EXPECT_EQ(state_->create_calls, 1);
+  state_->merge_results.emplace_back(grpc::StatusCode::RESOURCE_EXHAUSTED, "too large");
+  EXPECT_TRUE(absl::IsResourceExhausted(client_->MergeStatistics("m", {"a", "b"}).status()));
+}
+
 TEST_F(ClientTest, ListsAllPages) {
   const auto jobs = client_->ListJobs();
   ASSERT_TRUE(jobs.ok()) << jobs.status();
