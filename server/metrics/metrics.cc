@@ -103,8 +103,10 @@ struct Metrics::State final : public prometheus::Collectable {
     build_info.With({options.version, options.backends, __VERSION__}).Set(1);
     for (size_t i = 0; i < kTrafficNames.size(); ++i) {
       open_streams[i] = &streams.With({kTrafficNames[i]});
-      bytes_in[i] = &received_bytes.With({kTrafficNames[i]});
-      bytes_out[i] = &sent_bytes.With({kTrafficNames[i]});
+      for (const std::string& tenant : options.tenants) {  // from 0 on, for rates
+        received_bytes.With({tenants.For(tenant), kTrafficNames[i]});
+        sent_bytes.With({tenants.For(tenant), kTrafficNames[i]});
+      }
       commits[i] = &commit_seconds.With({kTrafficNames[i]}, kLatencySeconds);
     }
   }
@@ -160,14 +162,14 @@ struct Metrics::State final : public prometheus::Collectable {
   Labelled<Histogram> rpc_seconds = MakeHistogram(
       "quantd_rpc_duration_seconds", {"method"}, "Duration of RPCs; of streams, their whole life.");
   Labelled<Counter> rejected =
-      MakeCounter("quantd_rejected_requests_total", {"reason"},
+      MakeCounter("quantd_rejected_requests_total", {"tenant", "reason"},
                   "Requests that were refused, by the reason in their ErrorInfo.");
   Labelled<Gauge> streams =
       MakeGauge("quantd_open_streams", {"kind"}, "Streaming RPCs that are open.");
-  Labelled<Counter> received_bytes = MakeCounter("quantd_received_bytes_total", {"kind"},
+  Labelled<Counter> received_bytes = MakeCounter("quantd_received_bytes_total", {"tenant", "kind"},
                                                  "Payload bytes received, without framing.");
-  Labelled<Counter> sent_bytes =
-      MakeCounter("quantd_sent_bytes_total", {"kind"}, "Payload bytes sent, without framing.");
+  Labelled<Counter> sent_bytes = MakeCounter("quantd_sent_bytes_total", {"tenant", "kind"},
+                                             "Payload bytes sent, without framing.");
 
   Labelled<Counter> tokens = MakeCounter("quantd_accumulated_tokens_total", {"tenant"},
                                          "Tokens (rows of activations) added to statistics.");
@@ -230,8 +232,6 @@ struct Metrics::State final : public prometheus::Collectable {
       MakeCounter("quantd_collected_total", {"kind"}, "What was deleted because of its age.");
 
   std::array<Gauge*, kTrafficNames.size()> open_streams{};
-  std::array<Counter*, kTrafficNames.size()> bytes_in{};
-  std::array<Counter*, kTrafficNames.size()> bytes_out{};
   std::array<Histogram*, kTrafficNames.size()> commits{};
 };
 
@@ -245,7 +245,10 @@ void Metrics::RpcFinished(absl::string_view method, absl::string_view code, doub
   state_->rpc_seconds.With({method}, kLatencySeconds).Observe(seconds);
 }
 
-void Metrics::Rejected(absl::string_view reason) { state_->rejected.With({reason}).Increment(); }
+void Metrics::Rejected(absl::string_view tenant, absl::string_view reason) {
+  const std::string label = tenant.empty() ? "" : state_->tenants.For(tenant);
+  state_->rejected.With({label, reason}).Increment();
+}
 
 void Metrics::StreamOpened(Traffic kind) {
   state_->open_streams[static_cast<size_t>(kind)]->Increment();
@@ -255,12 +258,15 @@ void Metrics::StreamClosed(Traffic kind) {
   state_->open_streams[static_cast<size_t>(kind)]->Decrement();
 }
 
-void Metrics::BytesIn(Traffic kind, int64_t bytes) {
-  state_->bytes_in[static_cast<size_t>(kind)]->Increment(static_cast<double>(bytes));
+void Metrics::BytesIn(absl::string_view tenant, Traffic kind, int64_t bytes) {
+  state_->received_bytes
+      .With({state_->tenants.For(tenant), kTrafficNames[static_cast<size_t>(kind)]})
+      .Increment(static_cast<double>(bytes));
 }
 
-void Metrics::BytesOut(Traffic kind, int64_t bytes) {
-  state_->bytes_out[static_cast<size_t>(kind)]->Increment(static_cast<double>(bytes));
+void Metrics::BytesOut(absl::string_view tenant, Traffic kind, int64_t bytes) {
+  state_->sent_bytes.With({state_->tenants.For(tenant), kTrafficNames[static_cast<size_t>(kind)]})
+      .Increment(static_cast<double>(bytes));
 }
 
 void Metrics::TokensAccumulated(absl::string_view tenant, int64_t tokens) {

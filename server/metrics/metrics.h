@@ -37,12 +37,13 @@ class Metrics {
   // `method`: full name, "quantd.v1.Jobs/CreateJob" (a leading slash is dropped); `code`: name of
   // the gRPC status code, "OK". Only for methods that exist: the label is not bounded otherwise.
   void RpcFinished(absl::string_view method, absl::string_view code, double seconds);
-  // ErrorInfo's reason: RESOURCE_EXHAUSTED requests and others that were refused.
-  void Rejected(absl::string_view reason);
+  // ErrorInfo's reason: RESOURCE_EXHAUSTED requests and others that were refused. `tenant`: empty
+  // where the caller is nobody.
+  void Rejected(absl::string_view tenant, absl::string_view reason);
   void StreamOpened(Traffic kind);
   void StreamClosed(Traffic kind);
-  void BytesIn(Traffic kind, int64_t bytes);  // payload, without framing
-  void BytesOut(Traffic kind, int64_t bytes);
+  void BytesIn(absl::string_view tenant, Traffic kind, int64_t bytes);  // payload, without framing
+  void BytesOut(absl::string_view tenant, Traffic kind, int64_t bytes);
 
   void TokensAccumulated(absl::string_view tenant, int64_t tokens);
   // From the receipt of a chunk to its durable acknowledgement.

@@ -68,7 +68,7 @@ grpc::Status Call::Finish(const absl::Status& status) {
   const double seconds = absl::ToDoubleSeconds(absl::Now() - started_);
   environment_.metrics.RpcFinished(method_, absl::StatusCodeToString(status.code()), seconds);
   if (!status.ok() && !absl::IsCancelled(status)) {
-    environment_.metrics.Rejected(DetailsOf(status).reason);
+    environment_.metrics.Rejected(caller_.ok() ? caller_->tenant : "", DetailsOf(status).reason);
   }
   Log(IsServerFault(status.code()) ? LogLevel::kError : LogLevel::kDebug, "rpc",
       {{"method", method_},

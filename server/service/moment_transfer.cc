@@ -131,7 +131,7 @@ class MomentImport final : public StreamConsumer<v1::ImportStatisticRequest, v1:
                           budget_.total()),
           absl::Seconds(1));
     }
-    metrics_.BytesIn(Traffic::kMoments, count);
+    metrics_.BytesIn(tenant_, Traffic::kMoments, count);
     bytes_.append(chunk.data());
     return absl::OkStatus();
   }
@@ -212,7 +212,7 @@ class MomentExport {
       chunk->set_offset(offset_);
       chunk->set_data(bytes_.data() + offset_, count);
       chunk->set_crc32c(compute::Crc32c(absl::string_view(bytes_).substr(offset_, count)));
-      metrics_.BytesOut(Traffic::kMoments, count);
+      metrics_.BytesOut(name_.tenant, Traffic::kMoments, count);
       offset_ += count;
       return true;
     }

@@ -42,7 +42,7 @@ class ArtifactReader {
     const int64_t rest = size - request.read_offset();
     const int64_t count = request.read_limit() == 0 ? rest : std::min(rest, request.read_limit());
     return std::unique_ptr<ArtifactReader>(new ArtifactReader(
-        std::move(*blob), artifact->blob, request.read_offset(), count, metrics));
+        tenant, std::move(*blob), artifact->blob, request.read_offset(), count, metrics));
   }
 
   absl::StatusOr<bool> Next(v1::ReadArtifactResponse& response) {
@@ -59,21 +59,23 @@ class ArtifactReader {
     response.set_size_bytes(ref_.size);
     if (first_) response.set_sha256(ref_.sha256);
     response.set_data(std::move(data));
-    metrics_.BytesOut(Traffic::kArtifacts, count);
+    metrics_.BytesOut(tenant_, Traffic::kArtifacts, count);
     offset_ += count;
     first_ = false;
     return true;
   }
 
  private:
-  ArtifactReader(std::unique_ptr<BlobReader> blob, BlobRef ref, int64_t offset, int64_t count,
-                 Metrics& metrics)
-      : blob_(std::move(blob)),
+  ArtifactReader(std::string tenant, std::unique_ptr<BlobReader> blob, BlobRef ref, int64_t offset,
+                 int64_t count, Metrics& metrics)
+      : tenant_(std::move(tenant)),
+        blob_(std::move(blob)),
         ref_(std::move(ref)),
         offset_(offset),
         end_(offset + count),
         metrics_(metrics) {}
 
+  const std::string tenant_;
   const std::unique_ptr<BlobReader> blob_;
   const BlobRef ref_;
   int64_t offset_;

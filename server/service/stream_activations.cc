@@ -197,7 +197,7 @@ class StreamActivationsReactor final
     if (stream_ == nullptr) return End(InvalidField("chunk", "expected a header first"));
     auto chunk = Take(message);
     if (!chunk.ok()) return End(chunk.status());
-    metrics().BytesIn(Traffic::kActivations, chunk->bytes());
+    metrics().BytesIn(*call_.tenant(), Traffic::kActivations, chunk->bytes());
     absl::Status pushed;
     {
       // Nothing is pushed behind what ends the stream, where the next writer may have come already.

@@ -75,7 +75,7 @@ class UploadConsumer final
     }
     if (absl::Status s = CheckChunkSize(static_cast<int64_t>(chunk.data().size())); !s.ok())
       return s;
-    metrics_.BytesIn(Traffic::kWeights, static_cast<int64_t>(chunk.data().size()));
+    metrics_.BytesIn(tenant_, Traffic::kWeights, static_cast<int64_t>(chunk.data().size()));
     return upload_->Append(
         chunk.offset(),
         {reinterpret_cast<const std::byte*>(chunk.data().data()), chunk.data().size()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -169,6 +170,32 @@ def test_rejected_requests_are_counted_by_reason(server: Server) -> None:
     _wait_for(server, name, before, 3, reason="NON_FINITE")
     after = _scrape(server)
     assert after.value(name, reason="NON_FINITE") - before.value(name, reason="NON_FINITE") == 3
+
+
+def test_traffic_and_refusals_are_told_apart_by_tenant(start_server: Callable[..., Server]) -> None:
+    digests = {name: hashlib.sha256(f"{name}-token".encode()).hexdigest() for name in "ab"}
+    config = [f'tenants {{ name: "{name}" token_sha256: "{digests[name]}" }}' for name in "ab"]
+    server = start_server(config="\n".join(config))
+    ours, other = (server.connect(name, f"{name}-token") for name in "ab")
+    job = create_job(ours, [layer("w", 16, COLS)])
+    upload(ours, job.layers[0].name, gaussian(16, COLS, 1))
+    wait_for_job(ours, job.name)
+    artifact = next(iter(list_artifacts(ours, job.name).values()))
+    read_artifact(ours, artifact.name)
+    for api in (other, server.connect("a", "no-such-token")):
+        with pytest.raises(grpc.RpcError):
+            get_job(api, other.job_name("nothing"))
+
+    name = "quantd_rejected_requests_total"
+    eventually(lambda: _scrape(server).value(name) == 2, "both refusals are counted")
+    scrape = _scrape(server)
+    assert scrape.value("quantd_received_bytes_total", tenant="a", kind="weights") == 16 * COLS * 4
+    assert scrape.value("quantd_sent_bytes_total", tenant="a") == artifact.size_bytes
+    assert scrape.value("quantd_received_bytes_total", tenant="b") == 0
+    assert scrape.value("quantd_sent_bytes_total", tenant="b") == 0
+    assert scrape.value(name, tenant="b", reason="NOT_FOUND") == 1
+    assert scrape.value(name, tenant="a") == 0
+    assert scrape.value(name, tenant="") == 1  # whoever that was
 
 
 def test_open_streams_are_counted_and_given_back(server: Server) -> None:

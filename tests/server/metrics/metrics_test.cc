@@ -59,10 +59,11 @@ std::map<std::string, Row> DocumentedMetrics() {
 // Calls every method once, so that every family has a sample.
 void UseEverything(Metrics& metrics) {
   metrics.RpcFinished("/quantd.v1.Jobs/GetJob", "OK", 0.002);
-  metrics.Rejected("QUOTA_EXCEEDED");
+  metrics.Rejected("acme", "QUOTA_EXCEEDED");
+  metrics.Rejected("", "UNAUTHENTICATED");
   metrics.StreamOpened(Traffic::kWeights);
-  metrics.BytesIn(Traffic::kActivations, 1000);
-  metrics.BytesOut(Traffic::kArtifacts, 2000);
+  metrics.BytesIn("acme", Traffic::kActivations, 1000);
+  metrics.BytesOut("acme", Traffic::kArtifacts, 2000);
   metrics.TokensAccumulated("acme", 300);
   metrics.ChunkDurable(0.02);
   metrics.CommitFinished(Traffic::kActivations, 0.01);
@@ -161,11 +162,12 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_rpc_duration_seconds_sum{method="quantd.v1.Jobs/GetJob"})", 0.002},
       {R"(quantd_rpc_duration_seconds_bucket{method="quantd.v1.Jobs/GetJob",le="0.001"})", 0},
       {R"(quantd_rpc_duration_seconds_bucket{method="quantd.v1.Jobs/GetJob",le="0.0025"})", 1},
-      {R"(quantd_rejected_requests_total{reason="QUOTA_EXCEEDED"})", 1},
+      {R"(quantd_rejected_requests_total{reason="QUOTA_EXCEEDED",tenant="acme"})", 1},
+      {R"(quantd_rejected_requests_total{reason="UNAUTHENTICATED",tenant=""})", 1},
       {R"(quantd_open_streams{kind="weights"})", 1},
       {R"(quantd_open_streams{kind="watch"})", 0},
-      {R"(quantd_received_bytes_total{kind="activations"})", 1000},
-      {R"(quantd_sent_bytes_total{kind="artifacts"})", 2000},
+      {R"(quantd_received_bytes_total{kind="activations",tenant="acme"})", 1000},
+      {R"(quantd_sent_bytes_total{kind="artifacts",tenant="acme"})", 2000},
       {R"(quantd_accumulated_tokens_total{tenant="acme"})", 300},
       {R"(quantd_chunk_durable_seconds_sum)", 0.02},
       {R"(quantd_commit_duration_seconds_sum{kind="activations"})", 0.01},
@@ -232,6 +234,29 @@ TEST(MetricsTest, TheTenantLabelIsBounded) {
                         {R"(quantd_accumulated_tokens_total{tenant="t0"})", 2},
                         {R"(quantd_accumulated_tokens_total{tenant="t1"})", 1},
                         {R"(quantd_accumulated_tokens_total{tenant="other"})", 998}}));
+}
+
+TEST(MetricsTest, TrafficAndRefusalsAreBoundedByTenant) {
+  Metrics metrics({.tenants = {"configured"}, .max_tenants = 3});
+  for (int i = 0; i < 1000; ++i) {
+    const std::string tenant = absl::StrCat("t", i);
+    metrics.BytesIn(tenant, Traffic::kWeights, 2);
+    metrics.BytesOut(tenant, Traffic::kArtifacts, 3);
+    metrics.Rejected(tenant, "MESSAGE_RATE");
+  }
+  metrics.Rejected("", "UNAUTHENTICATED");  // nobody takes no tenant's place
+  const std::map<std::string, double> samples = Samples(metrics.Text());
+  const auto value = [&](const std::string& name) {
+    const auto found = samples.find(name);
+    return found == samples.end() ? -1.0 : found->second;
+  };
+  EXPECT_EQ(value(R"(quantd_received_bytes_total{kind="weights",tenant="configured"})"), 0);
+  EXPECT_EQ(value(R"(quantd_received_bytes_total{kind="weights",tenant="t1"})"), 2);
+  EXPECT_EQ(value(R"(quantd_received_bytes_total{kind="weights",tenant="other"})"), 2 * 998);
+  EXPECT_EQ(value(R"(quantd_sent_bytes_total{kind="artifacts",tenant="other"})"), 3 * 998);
+  EXPECT_EQ(value(R"(quantd_rejected_requests_total{reason="MESSAGE_RATE",tenant="t0"})"), 1);
+  EXPECT_EQ(value(R"(quantd_rejected_requests_total{reason="MESSAGE_RATE",tenant="other"})"), 998);
+  EXPECT_EQ(value(R"(quantd_rejected_requests_total{reason="UNAUTHENTICATED",tenant=""})"), 1);
 }
 
 TEST(MetricsTest, GaugesOfTenantsAreReplacedAndOthersAddUp) {
