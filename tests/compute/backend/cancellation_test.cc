@@ -39,11 +39,11 @@ Tensor RandomMatrix(int64_t rows, int64_t cols) {
 }
 
 // Of inputs whose neighbours are alike.
-Tensor Moment() {
-  Tensor moment = Tensor::Create(DType::kF64, {kCols, kCols}).value();
-  for (int64_t i = 0; i < kCols; ++i) {
-    for (int64_t j = 0; j < kCols; ++j) {
-      moment.as<double>()[i * kCols + j] = std::pow(0.9, std::abs(i - j));
+Tensor Moment(int64_t cols = kCols) {
+  Tensor moment = Tensor::Create(DType::kF64, {cols, cols}).value();
+  for (int64_t i = 0; i < cols; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      moment.as<double>()[i * cols + j] = std::pow(0.9, std::abs(i - j));
     }
   }
   return moment;
@@ -91,6 +91,12 @@ class CancellationTest : public testing::Test {
 
 TEST_F(CancellationTest, Factorization) {
   ExpectStops([&](Stream& s) { return backend_->FactorMoment(s, moment_, 0.01).status(); });
+}
+
+// Of a size from which on it is not one short call of LAPACK.
+TEST_F(CancellationTest, Eigenvalues) {
+  const DeviceTensor moment = Upload(Moment(2200));
+  ExpectStops([&](Stream& s) { return backend_->Eigenvalues(s, moment).status(); });
 }
 
 TEST_F(CancellationTest, ConditionalTransforms) {

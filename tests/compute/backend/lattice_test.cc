@@ -10,7 +10,6 @@
 
 #include "compute/backend/cpu/cholesky.h"
 #include "compute/backend/cpu/cpu_backend.h"
-#include "compute/backend/cpu/eigenvalues.h"
 #include "compute/backend/cpu/successive_cancellation.h"
 #include "compute/formats/safetensors.h"
 #include "tests/compute/normal_values.h"
@@ -85,21 +84,6 @@ TEST(CholeskyTest, IndefiniteIsRefusedWhereverThePivotFails) {
   }
   Matrix nan(4, std::nan(""));
   EXPECT_FALSE(FactorCholesky(pool, 2, nan.data()));
-}
-
-TEST(EigenvaluesTest, KnownSpectra) {
-  EXPECT_THAT(SymmetricEigenvalues(2, Matrix{2, 99, 1, 2}.data()),
-              Pointwise(DoubleNear(1e-14), {1.0, 3.0}));
-  constexpr int64_t kSize = 150;
-  const Matrix m = Moment(kSize, 5);
-  const std::vector<double> values = SymmetricEigenvalues(kSize, m.data());
-  double squares = 0.0;
-  for (const double v : values) squares += v * v;
-  const double norm = std::inner_product(m.begin(), m.end(), m.begin(), 0.0);
-  EXPECT_NEAR(std::accumulate(values.begin(), values.end(), 0.0) / kSize, MeanDiagonal(m, kSize),
-              1e-11 * MeanDiagonal(m, kSize));
-  EXPECT_NEAR(squares, norm, 1e-11 * norm);
-  EXPECT_TRUE(std::is_sorted(values.begin(), values.end()));
 }
 
 // The formula, column by column.
