@@ -210,8 +210,10 @@ struct WeightError {
   double sum_squares = 0.0;  // ||dW||_F^2
   // Empty without a second moment.
   std::vector<double> by_row;     // R: (dW M dW^T)_rr
-  std::vector<double> by_column;  // C: (M dW^T dW)_cc
+  std::vector<double> by_column;  // C: (M dW^T dW)_cc; empty unless asked for
 };
+// Sums by row need one triangle of M alone, half of the work.
+enum class ErrorDetail { kRows, kRowsAndColumns };
 struct OutputError {
   double error = 0.0;   // ||Y - Yhat||_F^2 over the sample
   double energy = 0.0;  // ||Y||_F^2
@@ -309,7 +311,8 @@ class Backend {
   // that errors are relative to.
   virtual absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                          const DeviceTensor& dequantized,
-                                                         const DeviceTensor& second_moment) = 0;
+                                                         const DeviceTensor& second_moment,
+                                                         ErrorDetail detail) = 0;
   // Y = X W^T, n x R: the outputs for the sampled tokens X (n x C).
   virtual absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,
                                                       const DeviceTensor& sample) = 0;

@@ -149,8 +149,8 @@ absl::StatusOr<Reference> PrepareReference(Backend& backend, Stream& stream, Dev
       reference.outputs = *std::move(outputs);
     }
   }
-  absl::StatusOr<WeightError> energy =
-      backend.MeasureWeightError(stream, reference.weight, DeviceTensor(), reference.moment);
+  absl::StatusOr<WeightError> energy = backend.MeasureWeightError(
+      stream, reference.weight, DeviceTensor(), reference.moment, ErrorDetail::kRows);
   if (!energy.ok()) return energy.status();
   reference.weight_energy = energy->sum_squares;
   reference.output_energy = Sum(energy->by_row);
@@ -164,7 +164,7 @@ absl::StatusOr<ErrorReport::Baseline> MeasureBaseline(Backend& backend, Stream& 
   ErrorReport::Baseline baseline;
   if (!reference.moment.empty()) {
     absl::StatusOr<WeightError> error = backend.MeasureWeightError(
-        stream, reference.weight, candidate.dequantized, reference.moment);
+        stream, reference.weight, candidate.dequantized, reference.moment, ErrorDetail::kRows);
     if (!error.ok()) return error.status();
     baseline.relative_output_error_weight_only =
         Relative(Sum(error->by_row), reference.output_energy);
@@ -180,7 +180,8 @@ absl::Status MeasureErrors(Backend& backend, Stream& stream, const NumberFormat*
                            const Reference& reference, const Candidate& candidate,
                            int64_t block_size, ErrorReport& report) {
   absl::StatusOr<WeightError> weight =
-      backend.MeasureWeightError(stream, reference.weight, candidate.dequantized, reference.moment);
+      backend.MeasureWeightError(stream, reference.weight, candidate.dequantized, reference.moment,
+                                 ErrorDetail::kRowsAndColumns);
   if (!weight.ok()) return weight.status();
   report.max_abs_weight_error = weight->max_abs;
   report.relative_weight_error =

@@ -173,11 +173,12 @@ class CpuBackend final : public Backend {
 
   absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                  const DeviceTensor& dequantized,
-                                                 const DeviceTensor& second_moment) override {
+                                                 const DeviceTensor& second_moment,
+                                                 ErrorDetail detail) override {
     if (absl::Status status = operands::CheckWeightError(weight, dequantized, second_moment);
         !status.ok())
       return status;
-    return CpuMeasureWeightError(pool_, stream, weight, dequantized, second_moment);
+    return CpuMeasureWeightError(pool_, stream, weight, dequantized, second_moment, detail);
   }
 
   absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,

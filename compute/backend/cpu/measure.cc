@@ -19,14 +19,33 @@ constexpr int64_t kTileCols = 256;
 
 int64_t Tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-// d M for `rows` rows, M full or a stack of diagonal blocks.
-void MultiplyByMoment(const DeviceTensor& moment, int64_t rows, int64_t cols, const double* d,
-                      double* to) {
+// d N for `rows` rows, N full with d N d^T = d M d^T: M's diagonal blocks, what is below them
+// twice and nothing above.
+void MultiplyByTriangle(const double* m, int64_t rows, int64_t cols, const double* d, double* to) {
+  std::vector<double> below(rows * kTileCols);
+  for (int64_t b = 0; b < cols; b += kTileCols) {
+    const int64_t width = std::min(kTileCols, cols - b);
+    MultiplyTransposed(rows, width, width, d + b, cols, m + b * (cols + 1), cols, to + b, cols);
+    if (b + width == cols) break;
+    const int64_t rest = cols - b - width;
+    Multiply(rows, width, rest, d + b + width, cols, m + (b + width) * cols + b, cols, below.data(),
+             kTileCols);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < width; ++c) to[r * cols + b + c] += 2.0 * below[r * kTileCols + c];
+    }
+  }
+}
+
+// d M for `rows` rows, M full or a stack of diagonal blocks; of a full one what `detail` needs.
+void MultiplyByMoment(const DeviceTensor& moment, ErrorDetail detail, int64_t rows, int64_t cols,
+                      const double* d, double* to) {
   const double* m = Doubles(moment);
-  if (moment.shape().size() == 2) {
-    Multiply(rows, cols, cols, d, cols, m, cols, to, cols);
-  } else {
+  if (moment.shape().size() != 2) {
     ApplyBlocks(moment.dim(1), m, rows, cols, d, to);  // blocks are symmetric
+  } else if (detail == ErrorDetail::kRows) {
+    MultiplyByTriangle(m, rows, cols, d, to);
+  } else {
+    Multiply(rows, cols, cols, d, cols, m, cols, to, cols);
   }
 }
 
@@ -38,7 +57,7 @@ struct WeightErrorTile {
 
 // `d` holds dW of the tile's rows.
 WeightErrorTile MeasureTile(int64_t rows, int64_t cols, const std::vector<double>& d,
-                            const DeviceTensor& moment, double* by_row) {
+                            const DeviceTensor& moment, ErrorDetail detail, double* by_row) {
   WeightErrorTile tile;
   for (const double value : d) {
     tile.max_abs = std::max(tile.max_abs, std::abs(value));
@@ -46,13 +65,13 @@ WeightErrorTile MeasureTile(int64_t rows, int64_t cols, const std::vector<double
   }
   if (moment.empty()) return tile;
   std::vector<double> product(rows * cols);
-  MultiplyByMoment(moment, rows, cols, d.data(), product.data());
-  tile.by_column.assign(cols, 0.0);
+  MultiplyByMoment(moment, detail, rows, cols, d.data(), product.data());
+  if (detail == ErrorDetail::kRowsAndColumns) tile.by_column.assign(cols, 0.0);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0.0;
     for (int64_t c = 0; c < cols; ++c) {
       const double part = product[r * cols + c] * d[r * cols + c];
-      tile.by_column[c] += part;
+      if (!tile.by_column.empty()) tile.by_column[c] += part;
       sum += part;
     }
     by_row[r] = sum;
@@ -65,7 +84,8 @@ WeightErrorTile MeasureTile(int64_t rows, int64_t cols, const std::vector<double
 absl::StatusOr<WeightError> CpuMeasureWeightError(WorkerPool& pool, Stream& stream,
                                                   const DeviceTensor& weight,
                                                   const DeviceTensor& dequantized,
-                                                  const DeviceTensor& second_moment) {
+                                                  const DeviceTensor& second_moment,
+                                                  ErrorDetail detail) {
   const int64_t rows = weight.dim(0);
   const int64_t cols = weight.dim(1);
   const double* w = Doubles(weight);
@@ -73,7 +93,7 @@ absl::StatusOr<WeightError> CpuMeasureWeightError(WorkerPool& pool, Stream& stre
   WeightError error;
   if (!second_moment.empty()) {
     error.by_row.resize(rows);
-    error.by_column.resize(cols);
+    if (detail == ErrorDetail::kRowsAndColumns) error.by_column.resize(cols);
   }
   std::vector<WeightErrorTile> tiles(Tiles(rows, kTileRows));
   pool.ParallelFor(0, rows, kTileRows, [&](int64_t b, int64_t e) {
@@ -82,7 +102,8 @@ absl::StatusOr<WeightError> CpuMeasureWeightError(WorkerPool& pool, Stream& stre
     if (q != nullptr) {
       for (size_t i = 0; i < d.size(); ++i) d[i] -= q[b * cols + static_cast<int64_t>(i)];
     }
-    tiles[b / kTileRows] = MeasureTile(e - b, cols, d, second_moment, error.by_row.data() + b);
+    tiles[b / kTileRows] =
+        MeasureTile(e - b, cols, d, second_moment, detail, error.by_row.data() + b);
   });
   if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
   for (const WeightErrorTile& tile : tiles) {

@@ -11,7 +11,8 @@ namespace quantd::compute {
 absl::StatusOr<WeightError> CpuMeasureWeightError(WorkerPool& pool, Stream& stream,
                                                   const DeviceTensor& weight,
                                                   const DeviceTensor& dequantized,
-                                                  const DeviceTensor& second_moment);
+                                                  const DeviceTensor& second_moment,
+                                                  ErrorDetail detail);
 absl::StatusOr<DeviceTensor> CpuComputeOutputs(WorkerPool& pool, Stream& stream,
                                                const DeviceTensor& weight,
                                                const DeviceTensor& sample);

@@ -136,10 +136,11 @@ class CudaBackend final : public Backend {
 
   absl::StatusOr<WeightError> MeasureWeightError(Stream& stream, const DeviceTensor& weight,
                                                  const DeviceTensor& dequantized,
-                                                 const DeviceTensor& second_moment) override {
+                                                 const DeviceTensor& second_moment,
+                                                 ErrorDetail detail) override {
     auto cuda = Enter(stream, operands::CheckWeightError(weight, dequantized, second_moment));
     if (!cuda.ok()) return cuda.status();
-    return CudaMeasureWeightError(**cuda, weight, dequantized, second_moment);
+    return CudaMeasureWeightError(**cuda, weight, dequantized, second_moment, detail);
   }
 
   absl::StatusOr<DeviceTensor> ComputeOutputs(Stream& stream, const DeviceTensor& weight,

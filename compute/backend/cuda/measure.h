@@ -10,7 +10,8 @@ namespace quantd::compute {
 // The measuring ops of Backend. Sums run in a fixed order: the same bits each time.
 absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
                                                    const DeviceTensor& dequantized,
-                                                   const DeviceTensor& second_moment);
+                                                   const DeviceTensor& second_moment,
+                                                   ErrorDetail detail);
 absl::StatusOr<DeviceTensor> CudaComputeOutputs(CudaStream& stream, const DeviceTensor& weight,
                                                 const DeviceTensor& sample);
 absl::StatusOr<OutputError> CudaMeasureOutputError(CudaStream& stream, const NumberFormat& format,

@@ -11,26 +11,28 @@ namespace {
 
 constexpr int64_t kMomentPiece = 1024;
 constexpr int64_t kOutputPiece = 2048;
+constexpr int64_t kTriangleCols = 1024;  // of a diagonal block: one wave of tiles for 4096 rows
 // Multiply-adds from which on the detour pays.
 constexpr int64_t kLeastMomentWork = int64_t{5} << 30;
 constexpr int64_t kLeastOutputWork = int64_t{8} << 30;
 
-// product (rows x cols) = alpha left right^T + beta product, over the columns [begin, begin +
-// inner) of left (rows x pitch) and right (cols x pitch).
+// product (rows x cols, in rows of product_pitch) = alpha left right^T + beta product, over the
+// columns [begin, begin + inner) of left (rows x pitch) and right (cols x pitch).
 struct HalfProduct {
   int64_t rows;
   int64_t cols;
   int64_t pitch;
   const __half* left;
   const __half* right;
+  int64_t product_pitch = cols;
 
   absl::Status Add(CudaStream& stream, int64_t begin, int64_t inner, float alpha, float beta,
                    float* product) const {
-    return ToStatus(
-        cublasGemmEx_64(stream.blas(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, inner, &alpha,
-                        right + begin, CUDA_R_16F, pitch, left + begin, CUDA_R_16F, pitch, &beta,
-                        product, CUDA_R_32F, cols, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-        "half-precision product");
+    return ToStatus(cublasGemmEx_64(stream.blas(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, inner,
+                                    &alpha, right + begin, CUDA_R_16F, pitch, left + begin,
+                                    CUDA_R_16F, pitch, &beta, product, CUDA_R_32F, product_pitch,
+                                    CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                    "half-precision product");
   }
 };
 
@@ -107,6 +109,32 @@ absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_
   absl::Status status = low.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product);
   for (int64_t begin = 0; begin < cols && status.ok(); begin += kMomentPiece) {
     status = high.Add(stream, begin, std::min(kMomentPiece, cols - begin), 1.0f, 1.0f, product);
+  }
+  return status;
+}
+
+absl::Status MultiplySplitTriangle(CudaStream& stream, const SplitMoment& moment, int64_t rows,
+                                   int64_t cols, const __half* left, float* product) {
+  const bool with_low = moment.low.size() != 0;
+  absl::Status status;
+  for (int64_t block = 0; block < cols && status.ok(); block += kTriangleCols) {
+    const int64_t width = std::min(kTriangleCols, cols - block);
+    const auto add = [&](const DeviceBuffer<__half>& part, int64_t begin, int64_t inner,
+                         float alpha, float beta) {
+      const HalfProduct of_block = {rows, width, cols, left, part.data() + block * cols, cols};
+      return of_block.Add(stream, begin, inner, alpha, beta, product + block);
+    };
+    if (with_low) {
+      status = add(moment.low, block, width, 1.0f / kLowScale, 0.0f);
+      if (status.ok() && block > 0) {
+        status = add(moment.low, 0, block, 2.0f / kLowScale, 1.0f);
+      }
+    }
+    if (status.ok()) status = add(moment.high, block, width, 1.0f, with_low ? 1.0f : 0.0f);
+    const int64_t piece = with_low ? kMomentPiece : std::max<int64_t>(block, 1);
+    for (int64_t begin = 0; begin < block && status.ok(); begin += piece) {
+      status = add(moment.high, begin, std::min(piece, block - begin), 2.0f, 1.0f);
+    }
   }
   return status;
 }

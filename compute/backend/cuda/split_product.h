@@ -35,6 +35,10 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
 // 1024.
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product);
+// product = left N with left N left^T = left K left^T by rows, in half of the work: K's diagonal
+// blocks, what is left of them twice and nothing to the right.
+absl::Status MultiplySplitTriangle(CudaStream& stream, const SplitMoment& moment, int64_t rows,
+                                   int64_t cols, const __half* left, float* product);
 
 // outputs (tokens x rows) = X W^T from two halves of either (22 bits of what is largest in a row),
 // cut into pieces of 2048: to 1e-5 of each output, nearly all of which is common to all of them.

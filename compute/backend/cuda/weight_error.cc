@@ -37,6 +37,9 @@ struct Operands {
   const double* weight;
   const double* dequantized;  // may be null
   const DeviceTensor& moment;
+  ErrorDetail detail;
+
+  bool by_column() const { return detail == ErrorDetail::kRowsAndColumns; }
 };
 
 // Calls body(first, rows) for slices of the rows [begin, end).
@@ -52,20 +55,49 @@ absl::Status ForEachSlice(CudaStream& stream, int64_t begin, int64_t end, Body b
 
 // --- Float64 ------------------------------------------------------------------------------------
 
-// to = d M for `rows` rows, M full or a stack of diagonal blocks.
-absl::Status MultiplyByMoment(CudaStream& stream, const DeviceTensor& moment, int64_t rows,
-                              int64_t cols, const double* d, double* to) {
-  const auto* m = DeviceData<double>(moment);
-  if (moment.shape().size() == 2) {
-    const double one = 1.0;
-    const double zero = 0.0;
-    return ToStatus(cublasDgemm_64(stream.blas(), CUBLAS_OP_N, CUBLAS_OP_N, cols, rows, cols, &one,
-                                   m, cols, d, cols, &zero, to, cols),
-                    "product with a moment");
+// to[:, [begin, begin + width)] = alpha d[:, [from, from + inner)] M[that, those] + beta to, M
+// full.
+struct MomentBlock {
+  int64_t begin;
+  int64_t width;
+  int64_t from;
+  int64_t inner;
+};
+absl::Status MultiplyByBlock(CudaStream& stream, const Operands& of, const MomentBlock& block,
+                             int64_t rows, const double* d, double alpha, double beta, double* to) {
+  const double* const m = DeviceData<double>(of.moment) + block.from * of.cols + block.begin;
+  return ToStatus(
+      cublasDgemm_64(stream.blas(), CUBLAS_OP_N, CUBLAS_OP_N, block.width, rows, block.inner,
+                     &alpha, m, of.cols, d + block.from, of.cols, &beta, to + block.begin, of.cols),
+      "product with a moment");
+}
+
+// As MultiplySplitTriangle.
+absl::Status MultiplyByTriangle(CudaStream& stream, const Operands& of, int64_t rows,
+                                const double* d, double* to) {
+  constexpr int64_t kBlock = 1024;
+  absl::Status status;
+  for (int64_t begin = 0; begin < of.cols && status.ok(); begin += kBlock) {
+    const int64_t width = std::min(kBlock, of.cols - begin);
+    status = MultiplyByBlock(stream, of, {begin, width, begin, width}, rows, d, 1.0, 0.0, to);
+    if (status.ok() && begin > 0) {
+      status = MultiplyByBlock(stream, of, {begin, width, 0, begin}, rows, d, 2.0, 1.0, to);
+    }
   }
-  // Blocks are symmetric.
-  return ToStatus(LaunchApplyBlocks(stream.get(), moment.dim(1), m, rows, cols, d, to),
-                  "product with the blocks of a moment");
+  return status;
+}
+
+// to = d M for `rows` rows, M full or a stack of diagonal blocks; of a full one what the detail
+// needs.
+absl::Status MultiplyByMoment(CudaStream& stream, const Operands& of, int64_t rows, const double* d,
+                              double* to) {
+  if (of.moment.shape().size() != 2) {  // blocks are symmetric
+    return ToStatus(LaunchApplyBlocks(stream.get(), of.moment.dim(1), DeviceData<double>(of.moment),
+                                      rows, of.cols, d, to),
+                    "product with the blocks of a moment");
+  }
+  if (!of.by_column()) return MultiplyByTriangle(stream, of, rows, d, to);
+  return MultiplyByBlock(stream, of, {0, of.cols, 0, of.cols}, rows, d, 1.0, 0.0, to);
 }
 
 absl::Status SumProducts(CudaStream& stream, const Operands& of, const double* d, double* by_row,
@@ -79,7 +111,7 @@ absl::Status SumProducts(CudaStream& stream, const Operands& of, const double* d
   if (!product.ok()) return product.status();
   absl::Status status = ForEachSlice(stream, 0, of.rows, [&](int64_t first, int64_t rows) {
     const double* slice = d + first * of.cols;
-    absl::Status done = MultiplyByMoment(stream, of.moment, rows, of.cols, slice, product->data());
+    absl::Status done = MultiplyByMoment(stream, of, rows, slice, product->data());
     if (!done.ok()) return done;
     return ToStatus(LaunchProductSums(stream.get(), rows, of.cols, product->data(), slice,
                                       row_partial->data() + first * chunks,
@@ -129,7 +161,7 @@ absl::StatusOr<WeightError> MeasureExactly(CudaStream& stream, const Operands& o
   for (int i = 0; i < kPartials; ++i) error.sum_squares += parts[kPartials + i];
   if (!has_moment) return error;
   error.by_row.assign(parts + 2 * kPartials, parts + 2 * kPartials + of.rows);
-  error.by_column.assign(parts + 2 * kPartials + of.rows, host->end());
+  if (of.by_column()) error.by_column.assign(parts + 2 * kPartials + of.rows, host->end());
   return error;
 }
 
@@ -207,7 +239,8 @@ class SplitPass {
     WeightError error = {.max_abs = totals[1],
                          .sum_squares = totals[2],
                          .by_row = {by_row, by_column},
-                         .by_column = {by_column, totals}};
+                         .by_column = {}};
+    if (of_.by_column()) error.by_column.assign(by_column, totals);
     const double energy = totals[0];
     double total = 0.0;
     for (const double part : error.by_row) total += part;
@@ -232,7 +265,8 @@ class SplitPass {
                                  moment.root.data(), scaled),
                  "weight error");
     if (status.ok()) {
-      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product_.data());
+      const auto multiply = of_.by_column() ? MultiplySplit : MultiplySplitTriangle;
+      status = multiply(stream, moment, rows, of_.cols, scaled.half, product_.data());
     }
     if (!status.ok()) return status;
     return ToStatus(
@@ -285,12 +319,14 @@ absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, cons
 
 absl::StatusOr<WeightError> CudaMeasureWeightError(CudaStream& stream, const DeviceTensor& weight,
                                                    const DeviceTensor& dequantized,
-                                                   const DeviceTensor& second_moment) {
+                                                   const DeviceTensor& second_moment,
+                                                   ErrorDetail detail) {
   const Operands of = {.rows = weight.dim(0),
                        .cols = weight.dim(1),
                        .weight = DeviceData<double>(weight),
                        .dequantized = DeviceData<double>(dequantized),
-                       .moment = second_moment};
+                       .moment = second_moment,
+                       .detail = detail};
   if (!second_moment.empty() && second_moment.shape().size() == 2 &&
       CanSplitMoment(of.rows, of.cols)) {
     for (const bool with_low : {false, true}) {

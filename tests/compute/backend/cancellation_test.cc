@@ -158,7 +158,8 @@ TEST_F(CancellationTest, Lattice) {
 TEST_F(CancellationTest, Measuring) {
   const DeviceTensor sample = Upload(RandomMatrix(512, kCols));
   ExpectStops([&](Stream& s) {
-    return backend_->MeasureWeightError(s, weight_, DeviceTensor(), moment_).status();
+    return backend_->MeasureWeightError(s, weight_, DeviceTensor(), moment_, ErrorDetail::kRows)
+        .status();
   });
   ExpectStops([&](Stream& s) { return backend_->ComputeOutputs(s, weight_, sample).status(); });
 }

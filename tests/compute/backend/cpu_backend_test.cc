@@ -209,7 +209,8 @@ TEST_F(CpuBackendTest, WeightErrorEqualsNaiveSums) {
       const WeightError error =
           backend_
               ->MeasureWeightError(*stream_, weight, has_other ? other : DeviceTensor(),
-                                   is_full ? FullMoment() : BlockMoment())
+                                   is_full ? FullMoment() : BlockMoment(),
+                                   ErrorDetail::kRowsAndColumns)
               .value();
       std::vector<double> by_column(kCols);
       double sum_squares = 0.0;
@@ -239,10 +240,35 @@ TEST_F(CpuBackendTest, WeightErrorEqualsNaiveSums) {
   }
 }
 
+// More columns than a diagonal block of the product has, in blocks that do not divide them.
+TEST_F(CpuBackendTest, WeightErrorByRowsAloneIsTheSame) {
+  constexpr int64_t kWide = 600;
+  const DeviceTensor weight = Upload(Random({kRows, kWide}, 8));
+  Tensor symmetric = Random({kWide, kWide}, 9);
+  const auto entries = symmetric.as<float>();
+  for (int64_t i = 0; i < kWide; ++i) {
+    for (int64_t j = 0; j < i; ++j) entries[j * kWide + i] = entries[i * kWide + j];
+  }
+  const DeviceTensor moment = Upload(symmetric);
+  const auto measure = [&](ErrorDetail detail) {
+    return backend_->MeasureWeightError(*stream_, weight, DeviceTensor(), moment, detail).value();
+  };
+  const WeightError both = measure(ErrorDetail::kRowsAndColumns);
+  const WeightError rows = measure(ErrorDetail::kRows);
+  EXPECT_TRUE(rows.by_column.empty());
+  EXPECT_EQ(rows.sum_squares, both.sum_squares);
+  ASSERT_EQ(rows.by_row.size(), both.by_row.size());
+  for (int64_t r = 0; r < kRows; ++r) {
+    EXPECT_NEAR(rows.by_row[r], both.by_row[r], 1e-9 * kWide) << r;
+  }
+}
+
 TEST_F(CpuBackendTest, WeightErrorWithoutMomentHasNoOutputPart) {
   const DeviceTensor weight = Upload(Random({3, kCols}, 7));
-  const WeightError error =
-      backend_->MeasureWeightError(*stream_, weight, DeviceTensor(), DeviceTensor()).value();
+  const WeightError error = backend_
+                                ->MeasureWeightError(*stream_, weight, DeviceTensor(),
+                                                     DeviceTensor(), ErrorDetail::kRowsAndColumns)
+                                .value();
   EXPECT_TRUE(error.by_row.empty());
   EXPECT_TRUE(error.by_column.empty());
   EXPECT_GT(error.sum_squares, 0.0);
@@ -356,8 +382,8 @@ TEST_F(CpuBackendTest, ThreadsLeaveNoTrace) {
     problem.second_moment = BlockMoment();
     const BlockTransform transform = backend.SolveTransforms(*stream_, problem)->transform;
     auto quantized = backend.RoundToNearest(*stream_, *format, transform, weight);
-    const WeightError error =
-        *backend.MeasureWeightError(*stream_, weight, quantized->dequantized, FullMoment());
+    const WeightError error = *backend.MeasureWeightError(*stream_, weight, quantized->dequantized,
+                                                          FullMoment(), ErrorDetail::kRows);
     return std::make_pair(Values(quantized->dequantized), error.by_column);
   };
   EXPECT_EQ(run(*one), run(*backend_));
@@ -372,8 +398,9 @@ TEST_F(CpuBackendTest, WrongShapesAreErrors) {
               HasSubstr("transform: expected blocks of 32"));
   EXPECT_THAT(backend_->RoundToNearest(*stream_, *format, transform, {}).status().message(),
               HasSubstr("weight: expected a matrix; got nothing"));
-  EXPECT_FALSE(backend_->MeasureWeightError(*stream_, weight, narrow, {}).ok());
-  EXPECT_FALSE(backend_->MeasureWeightError(*stream_, weight, weight, narrow).ok());
+  EXPECT_FALSE(backend_->MeasureWeightError(*stream_, weight, narrow, {}, ErrorDetail::kRows).ok());
+  EXPECT_FALSE(
+      backend_->MeasureWeightError(*stream_, weight, weight, narrow, ErrorDetail::kRows).ok());
   EXPECT_FALSE(backend_->ComputeOutputs(*stream_, weight, narrow).ok());
   TransformProblem problem;
   problem.kind = TransformKind::kWush;
@@ -398,7 +425,9 @@ TEST_F(CpuBackendTest, CancelledStreamsStop) {
   EXPECT_EQ(rtn(), absl::StatusCode::kOk);
   cancel.Cancel();
   EXPECT_EQ(rtn(), absl::StatusCode::kCancelled);
-  EXPECT_EQ(backend_->MeasureWeightError(*stream, weight, weight, FullMoment()).status().code(),
+  EXPECT_EQ(backend_->MeasureWeightError(*stream, weight, weight, FullMoment(), ErrorDetail::kRows)
+                .status()
+                .code(),
             absl::StatusCode::kCancelled);
   EXPECT_EQ(stream->Synchronize().code(), absl::StatusCode::kCancelled);
 }

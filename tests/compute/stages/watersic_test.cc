@@ -115,10 +115,11 @@ class WaterSicTest : public testing::Test {
   }
   // tr(dW M dW^T) / (R C).
   double Distortion(const LayerSolution& solution) {
-    const WeightError error = backend_
-                                  ->MeasureWeightError(*stream_, problem_.weight,
-                                                       solution.dequantized, problem_.full_moment)
-                                  .value();
+    const WeightError error =
+        backend_
+            ->MeasureWeightError(*stream_, problem_.weight, solution.dequantized,
+                                 problem_.full_moment, ErrorDetail::kRows)
+            .value();
     double sum = 0.0;
     for (const double row : error.by_row) sum += row;
     return sum / static_cast<double>(problem_.weight.dim(0) * problem_.weight.dim(1));
@@ -295,9 +296,10 @@ TEST_F(WaterSicTest, ResidualMovesTheTarget) {
   const LayerSolution solution = Solve();
   Matrix moved = Values(problem_.weight);
   for (size_t i = 0; i < moved.size(); ++i) moved[i] += shift[i];
-  const WeightError off =
-      backend_->MeasureWeightError(*stream_, Upload(kRows, kCols, moved), solution.dequantized, {})
-          .value();
+  const WeightError off = backend_
+                              ->MeasureWeightError(*stream_, Upload(kRows, kCols, moved),
+                                                   solution.dequantized, {}, ErrorDetail::kRows)
+                              .value();
   double energy = 0.0;
   for (const double value : moved) energy += value * value;
   EXPECT_LT(off.sum_squares, 0.01 * energy);

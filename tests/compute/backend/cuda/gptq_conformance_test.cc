@@ -119,10 +119,11 @@ class CudaGptqTest : public CudaTest {
                  const Tensor& moment) {
     Tensor other = Tensor::Create(DType::kF64, weight.shape()).value();
     std::copy(dequantized.begin(), dequantized.end(), other.as<double>().begin());
-    const WeightError error = cpu_.backend
-                                  ->MeasureWeightError(*cpu_.stream, cpu_.Upload(weight),
-                                                       cpu_.Upload(other), cpu_.Upload(moment))
-                                  .value();
+    const WeightError error =
+        cpu_.backend
+            ->MeasureWeightError(*cpu_.stream, cpu_.Upload(weight), cpu_.Upload(other),
+                                 cpu_.Upload(moment), ErrorDetail::kRows)
+            .value();
     double sum = 0.0;
     for (const double row : error.by_row) sum += row;
     return sum;

@@ -17,20 +17,23 @@ class CudaMeasureTest : public CudaTransformTest {
 
   void CompareWeightErrors(const Tensor& weight, const Tensor* dequantized, const Tensor* moment,
                            double bound, const std::string& what) {
-    const auto measure = [&](Side& side) {
+    const auto measure = [&](Side& side, ErrorDetail detail) {
       return side.backend
           ->MeasureWeightError(*side.stream, side.Upload(weight),
                                dequantized == nullptr ? DeviceTensor() : side.Upload(*dequantized),
-                               moment == nullptr ? DeviceTensor() : side.Upload(*moment))
+                               moment == nullptr ? DeviceTensor() : side.Upload(*moment), detail)
           .value();
     };
-    const WeightError cuda = measure(cuda_);
-    const WeightError cpu = measure(cpu_);
+    const WeightError cuda = measure(cuda_, ErrorDetail::kRowsAndColumns);
+    const WeightError cpu = measure(cpu_, ErrorDetail::kRowsAndColumns);
     EXPECT_EQ(cuda.max_abs, cpu.max_abs) << what;
     ExpectNear(cuda.sum_squares, cpu.sum_squares, 1e-13, what);
     EXPECT_LT(RelativeDistance(cuda.by_row, cpu.by_row), bound) << what;
     EXPECT_LT(RelativeDistance(cuda.by_column, cpu.by_column), bound) << what;
-    const WeightError again = measure(cuda_);
+    const WeightError rows = measure(cuda_, ErrorDetail::kRows);
+    EXPECT_LT(RelativeDistance(rows.by_row, cpu.by_row), bound) << what;
+    EXPECT_TRUE(rows.by_column.empty() && rows.sum_squares == cuda.sum_squares) << what;
+    const WeightError again = measure(cuda_, ErrorDetail::kRowsAndColumns);
     EXPECT_TRUE(again.by_row == cuda.by_row && again.by_column == cuda.by_column &&
                 again.sum_squares == cuda.sum_squares)
         << what;
@@ -40,23 +43,28 @@ class CudaMeasureTest : public CudaTransformTest {
   // and five times as much of its parts.
   void CompareSplit(const Tensor& d, const Tensor& moment, const std::string& what) {
     constexpr double kBound = 1e-4;
-    const auto measure = [&](Side& side) {
+    const auto measure = [&](Side& side, ErrorDetail detail) {
       return side.backend
-          ->MeasureWeightError(*side.stream, side.Upload(d), DeviceTensor(), side.Upload(moment))
+          ->MeasureWeightError(*side.stream, side.Upload(d), DeviceTensor(), side.Upload(moment),
+                               detail)
           .value();
     };
-    const WeightError cuda = measure(cuda_);
-    const WeightError cpu = measure(cpu_);
+    const WeightError cuda = measure(cuda_, ErrorDetail::kRowsAndColumns);
+    const WeightError rows = measure(cuda_, ErrorDetail::kRows);
+    const WeightError cpu = measure(cpu_, ErrorDetail::kRowsAndColumns);
     const auto sum = [](const std::vector<double>& parts) {
       return std::accumulate(parts.begin(), parts.end(), 0.0);
     };
     ExpectNear(sum(cuda.by_row), sum(cpu.by_row), kBound, what);
+    ExpectNear(sum(rows.by_row), sum(cpu.by_row), kBound, what);
     ExpectNear(sum(cuda.by_column), sum(cpu.by_column), kBound, what);
     EXPECT_LT(RelativeDistance(cuda.by_row, cpu.by_row), 5 * kBound) << what;
+    EXPECT_LT(RelativeDistance(rows.by_row, cpu.by_row), 5 * kBound) << what;
     EXPECT_LT(RelativeDistance(cuda.by_column, cpu.by_column), 5 * kBound) << what;
     EXPECT_EQ(cuda.max_abs, cpu.max_abs) << what;
     ExpectNear(cuda.sum_squares, cpu.sum_squares, 1e-13, what);
-    EXPECT_EQ(measure(cuda_).by_column, cuda.by_column) << what;
+    EXPECT_EQ(measure(cuda_, ErrorDetail::kRowsAndColumns).by_column, cuda.by_column) << what;
+    EXPECT_EQ(measure(cuda_, ErrorDetail::kRows).by_row, rows.by_row) << what;
   }
 
   Tensor Rounded(const Tensor& weight, Format format) {
