@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kMomentPiece = 1024;
 constexpr int64_t kOutputPiece = 2048;
-constexpr int64_t kTriangleCols = 1024;  // of a diagonal block: one wave of tiles for 4096 rows
 // Multiply-adds from which on the detour pays.
 constexpr int64_t kLeastMomentWork = int64_t{5} << 30;
 constexpr int64_t kLeastOutputWork = int64_t{8} << 30;
@@ -70,7 +69,7 @@ bool CanSplitOutputs(int64_t tokens, int64_t rows, int64_t cols) {
 }
 
 absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTensor& moment,
-                                              bool with_low) {
+                                              bool with_low, bool triangle) {
   const int64_t size = moment.dim(0);
   const auto* m = DeviceData<double>(moment);
   auto root = DeviceBuffer<double>::Allocate(stream, size);
@@ -82,7 +81,8 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
   SplitMoment split = {.root = *std::move(root),
                        .high = *std::move(high),
                        .low = {},
-                       .irregular = *std::move(irregular)};
+                       .irregular = *std::move(irregular),
+                       .triangle = triangle};
   if (with_low) {
     auto low = DeviceBuffer<__half>::Allocate(stream, size * size);
     if (!low.ok()) return low.status();
@@ -91,10 +91,10 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
   absl::Status status = ToStatus(LaunchMomentRoots(stream.get(), size, m, split.root.data()),
                                  "splitting a second moment");
   if (status.ok()) {
-    status =
-        ToStatus(LaunchSplitCorrelation(stream.get(), size, m, split.root.data(), split.high.data(),
-                                        split.low.data(), split.irregular.data()),
-                 "splitting a second moment");
+    status = ToStatus(LaunchSplitCorrelation(stream.get(), size, m, split.root.data(),
+                                             triangle ? kTriangleBlock : size, split.high.data(),
+                                             split.low.data(), split.irregular.data()),
+                      "splitting a second moment");
   }
   if (!status.ok()) return status;
   return split;
@@ -102,38 +102,23 @@ absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTe
 
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product) {
-  const HalfProduct high = {rows, cols, cols, left, moment.high.data()};
-  if (moment.low.size() == 0) return high.Add(stream, 0, cols, 1.0f, 0.0f, product);
-  // What a long sum of low parts lacks is too little to matter.
-  const HalfProduct low = {rows, cols, cols, left, moment.low.data()};
-  absl::Status status = low.Add(stream, 0, cols, 1.0f / kLowScale, 0.0f, product);
-  for (int64_t begin = 0; begin < cols && status.ok(); begin += kMomentPiece) {
-    status = high.Add(stream, begin, std::min(kMomentPiece, cols - begin), 1.0f, 1.0f, product);
-  }
-  return status;
-}
-
-absl::Status MultiplySplitTriangle(CudaStream& stream, const SplitMoment& moment, int64_t rows,
-                                   int64_t cols, const __half* left, float* product) {
   const bool with_low = moment.low.size() != 0;
+  const int64_t block_cols = moment.triangle ? kTriangleBlock : cols;
   absl::Status status;
-  for (int64_t block = 0; block < cols && status.ok(); block += kTriangleCols) {
-    const int64_t width = std::min(kTriangleCols, cols - block);
-    const auto add = [&](const DeviceBuffer<__half>& part, int64_t begin, int64_t inner,
+  for (int64_t block = 0; block < cols && status.ok(); block += block_cols) {
+    const int64_t width = std::min(block_cols, cols - block);
+    const int64_t inner = moment.triangle ? block + width : cols;
+    const auto add = [&](const DeviceBuffer<__half>& part, int64_t begin, int64_t count,
                          float alpha, float beta) {
       const HalfProduct of_block = {rows, width, cols, left, part.data() + block * cols, cols};
-      return of_block.Add(stream, begin, inner, alpha, beta, product + block);
+      return of_block.Add(stream, begin, count, alpha, beta, product + block);
     };
-    if (with_low) {
-      status = add(moment.low, block, width, 1.0f / kLowScale, 0.0f);
-      if (status.ok() && block > 0) {
-        status = add(moment.low, 0, block, 2.0f / kLowScale, 1.0f);
-      }
-    }
-    if (status.ok()) status = add(moment.high, block, width, 1.0f, with_low ? 1.0f : 0.0f);
-    const int64_t piece = with_low ? kMomentPiece : std::max<int64_t>(block, 1);
-    for (int64_t begin = 0; begin < block && status.ok(); begin += piece) {
-      status = add(moment.high, begin, std::min(piece, block - begin), 2.0f, 1.0f);
+    // What a long sum of low parts lacks is too little to matter.
+    if (with_low) status = add(moment.low, 0, inner, 1.0f / kLowScale, 0.0f);
+    const int64_t piece = with_low ? kMomentPiece : inner;
+    for (int64_t begin = 0; begin < inner && status.ok(); begin += piece) {
+      const bool first = begin == 0 && !with_low;
+      status = add(moment.high, begin, std::min(piece, inner - begin), 1.0f, first ? 0.0f : 1.0f);
     }
   }
   return status;

@@ -24,21 +24,21 @@ struct SplitMoment {
   DeviceBuffer<__half> high;    // C x C: K
   DeviceBuffer<__half> low;     // C x C, or empty: what high leaves, times kLowScale
   DeviceBuffer<int> irregular;  // 1: M is no second moment and this does not stand for it
+  // Whole, or what gives the same e K e^T in half of the work: below the diagonal blocks of
+  // kTriangleBlock columns twice K, in them K, above them 0, which is not stored.
+  bool triangle = false;
 };
+constexpr int64_t kTriangleBlock = 1024;  // one wave of tiles for 4096 rows
 
 // Whether the product takes matrices of this size, and gains by it.
 bool CanSplitMoment(int64_t rows, int64_t cols);
 absl::StatusOr<SplitMoment> SplitSecondMoment(CudaStream& stream, const DeviceTensor& moment,
-                                              bool with_low);
+                                              bool with_low, bool triangle);
 
-// product (rows x C) = left K in float32 accumulation; with low parts the sum is cut into pieces of
-// 1024.
+// product (rows x C) = left K, or left times the transposed triangle, in float32 accumulation; with
+// low parts sums are cut into pieces of 1024.
 absl::Status MultiplySplit(CudaStream& stream, const SplitMoment& moment, int64_t rows,
                            int64_t cols, const __half* left, float* product);
-// product = left N with left N left^T = left K left^T by rows, in half of the work: K's diagonal
-// blocks, what is left of them twice and nothing to the right.
-absl::Status MultiplySplitTriangle(CudaStream& stream, const SplitMoment& moment, int64_t rows,
-                                   int64_t cols, const __half* left, float* product);
 
 // outputs (tokens x rows) = X W^T from two halves of either (22 bits of what is largest in a row),
 // cut into pieces of 2048: to 1e-5 of each output, nearly all of which is common to all of them.

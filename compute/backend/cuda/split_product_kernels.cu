@@ -61,13 +61,15 @@ __device__ float RoundAtRandom(double k, int64_t row, int64_t col) {
 }
 
 __global__ void __launch_bounds__(kSquareThreads)
-    SplitCorrelationKernel(int64_t size, const double* moment, const double* root, __half* high,
-                           __half* low, int* irregular) {
+    SplitCorrelationKernel(int64_t size, const double* moment, const double* root, int64_t whole,
+                           __half* high, __half* low, int* irregular) {
   if (blockIdx.x > blockIdx.y) return;
   __shared__ SplitSquare square;
   constexpr int kPitch = kSquare + 1;
   const int64_t row0 = int64_t{blockIdx.y} * kSquare;
   const int64_t col0 = int64_t{blockIdx.x} * kSquare;
+  const bool mirrored = row0 / whole == col0 / whole;  // squares do not cross blocks
+  const float times = mirrored ? 1.0f : 2.0f;
   const int c = static_cast<int>(threadIdx.x) * kWide % kSquare;
   for (int r = static_cast<int>(threadIdx.x) * kWide / kSquare; r < kSquare;
        r += kSquareThreads * kWide / kSquare) {
@@ -89,15 +91,15 @@ __global__ void __launch_bounds__(kSquareThreads)
       const float chosen =
           low == nullptr ? RoundAtRandom(k, row0 + r, col0 + c + i) : static_cast<float>(k);
       const float rounded = __half2float(__float2half_rn(chosen));
-      square.high[r][c + i] = rounded;
-      square.low[r][c + i] = static_cast<float>((k - rounded) * kLowScale);
+      square.high[r][c + i] = times * rounded;
+      square.low[r][c + i] = times * static_cast<float>((k - rounded) * kLowScale);
     }
     if (!regular) *irregular = 1;
     const int64_t at = (row0 + r) * size + col0 + c;
     StoreFour(&square.high[r][c], 1, high + at);
     if (low != nullptr) StoreFour(&square.low[r][c], 1, low + at);
   }
-  if (row0 == col0) return;
+  if (row0 == col0 || !mirrored) return;
   __syncthreads();
   for (int r = static_cast<int>(threadIdx.x) * kWide / kSquare; r < kSquare;
        r += kSquareThreads * kWide / kSquare) {
@@ -224,6 +226,7 @@ __global__ void ScaleOutputsKernel(int64_t tokens, int64_t rows, const float* pr
 }
 
 // Block x: kThreads * kWide columns; block y: kRowChunk rows.
+constexpr int kRowsAtOnce = 4;
 __global__ void SplitProductSumsKernel(int64_t rows, int64_t cols, const float* product,
                                        const __half* half, const double* scale, double* row_partial,
                                        double* column_partial) {
@@ -233,28 +236,43 @@ __global__ void SplitProductSumsKernel(int64_t rows, int64_t cols, const float* 
   const int64_t row0 = int64_t{blockIdx.y} * kRowChunk;
   const int height = static_cast<int>(min(kRowChunk, rows - row0));
   double column[kWide] = {};
-  for (int k = 0; k < height; ++k) {
-    const double s = scale[row0 + k];
-    double row = 0.0;
-    if (c < cols) {
-      const int64_t at = (row0 + k) * cols + c;
-      const float4 p4 = *reinterpret_cast<const float4*>(product + at);
-      const Half4 e4 = *reinterpret_cast<const Half4*>(half + at);
-      const float2 low = __half22float2(e4.low);
-      const float2 high = __half22float2(e4.high);
-      const float p[kWide] = {p4.x, p4.y, p4.z, p4.w};
+  // Rows are loaded some at a time: what bounds this is how many loads are under way.
+  for (int k = 0; k < height; k += kRowsAtOnce) {
+    float4 p4[kRowsAtOnce] = {};
+    Half4 e4[kRowsAtOnce] = {};
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      if (c >= cols || k + j >= height) continue;
+      const int64_t at = (row0 + k + j) * cols + c;
+      p4[j] = *reinterpret_cast<const float4*>(product + at);
+      e4[j] = *reinterpret_cast<const Half4*>(half + at);
+    }
+    double row[kRowsAtOnce];
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      const double s = k + j < height ? scale[row0 + k + j] : 0.0;
+      const float2 low = __half22float2(e4[j].low);
+      const float2 high = __half22float2(e4[j].high);
+      const float p[kWide] = {p4[j].x, p4[j].y, p4[j].z, p4[j].w};
       const float e[kWide] = {low.x, low.y, high.x, high.y};
+      row[j] = 0.0;
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
         const double value = e[i];
         const double part = value * static_cast<double>(p[i]);
         const double sum = part + value * value;
-        row += sum;
+        row[j] += sum;
         column[i] += s * s * sum;
       }
+      row[j] *= s * s;
     }
-    row = s * s * OverWarp(row, SumOf());
-    if (threadIdx.x % 32 == 0) row_parts[k][threadIdx.x / 32] = row;
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) row[j] = OverWarp(row[j], SumOf());
+    if (threadIdx.x % 32 != 0) continue;
+#pragma unroll
+    for (int j = 0; j < kRowsAtOnce; ++j) {
+      if (k + j < height) row_parts[k + j][threadIdx.x / 32] = row[j];
+    }
   }
   if (c < cols) {
 #pragma unroll
@@ -296,12 +314,13 @@ cudaError_t LaunchMomentRoots(cudaStream_t stream, int64_t size, const double* m
 }
 
 cudaError_t LaunchSplitCorrelation(cudaStream_t stream, int64_t size, const double* moment,
-                                   const double* root, __half* high, __half* low, int* irregular) {
+                                   const double* root, int64_t whole, __half* high, __half* low,
+                                   int* irregular) {
   const cudaError_t code = cudaMemsetAsync(irregular, 0, sizeof(int), stream);
   if (code != cudaSuccess) return code;
   const unsigned squares = Blocks(size, kSquare);
   SplitCorrelationKernel<<<dim3(squares, squares), kSquareThreads, 0, stream>>>(
-      size, moment, root, high, low, irregular);
+      size, moment, root, whole, high, low, irregular);
   return cudaGetLastError();
 }
 

@@ -21,8 +21,11 @@ cudaError_t LaunchMomentRoots(cudaStream_t stream, int64_t size, const double* m
 // its lower triangle alone, but for squares on the diagonal. `low` may be null: then high is
 // rounded at random (by i and j), so that errors do not add up. *irregular becomes 1 where that
 // does not stand for M: an entry in a row without a positive diagonal, or an |K_ij| beyond 2.
+// With blocks of `whole` < size columns, entries below the diagonal blocks are doubled and those
+// above them not written.
 cudaError_t LaunchSplitCorrelation(cudaStream_t stream, int64_t size, const double* moment,
-                                   const double* root, __half* high, __half* low, int* irregular);
+                                   const double* root, int64_t whole, __half* high, __half* low,
+                                   int* irregular);
 
 // By row of d = a - b (b null: a): e = d root, energy = sum of e^2, largest = max |d|,
 // squares = sum of d^2; scale a power of two that is at least max |e|, half = e / scale.

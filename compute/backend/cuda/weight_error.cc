@@ -72,10 +72,10 @@ absl::Status MultiplyByBlock(CudaStream& stream, const Operands& of, const Momen
       "product with a moment");
 }
 
-// As MultiplySplitTriangle.
+// The sums of to o d by rows are d M d^T: half of the work, as in split_product.h.
 absl::Status MultiplyByTriangle(CudaStream& stream, const Operands& of, int64_t rows,
                                 const double* d, double* to) {
-  constexpr int64_t kBlock = 1024;
+  constexpr int64_t kBlock = kTriangleBlock;
   absl::Status status;
   for (int64_t begin = 0; begin < of.cols && status.ok(); begin += kBlock) {
     const int64_t width = std::min(kBlock, of.cols - begin);
@@ -211,16 +211,18 @@ class SplitPass {
   absl::Status Finish(CudaStream& stream) {
     double* const by_row = totals_.data();
     double* const by_column = by_row + of_.rows;
-    const ScaledRows all = Scaled(0);
-    for (const cudaError_t code :
-         {LaunchFinishRowSums(stream.get(), of_.rows, SplitColumnChunks(of_.cols), row_partial(),
-                              by_row),
-          LaunchFinishColumnSums(stream.get(), of_.cols, RowChunks(of_.rows), column_partial(),
-                                 by_column),
-          LaunchSumRows(stream.get(), of_.rows, all, by_column + of_.cols)}) {
-      if (code != cudaSuccess) return ToStatus(code, "weight error");
+    absl::Status status =
+        ToStatus(LaunchFinishRowSums(stream.get(), of_.rows, SplitColumnChunks(of_.cols),
+                                     row_partial(), by_row),
+                 "weight error");
+    if (status.ok() && of_.by_column()) {
+      status = ToStatus(LaunchFinishColumnSums(stream.get(), of_.cols, RowChunks(of_.rows),
+                                               column_partial(), by_column),
+                        "weight error");
     }
-    return absl::OkStatus();
+    if (!status.ok()) return status;
+    return ToStatus(LaunchSumRows(stream.get(), of_.rows, Scaled(0), by_column + of_.cols),
+                    "weight error");
   }
 
   // Waits. Unset where the total is not at least `least_share` of its diagonal part, or float32
@@ -265,8 +267,7 @@ class SplitPass {
                                  moment.root.data(), scaled),
                  "weight error");
     if (status.ok()) {
-      const auto multiply = of_.by_column() ? MultiplySplit : MultiplySplitTriangle;
-      status = multiply(stream, moment, rows, of_.cols, scaled.half, product_.data());
+      status = MultiplySplit(stream, moment, rows, of_.cols, scaled.half, product_.data());
     }
     if (!status.ok()) return status;
     return ToStatus(
@@ -299,17 +300,20 @@ class SplitPass {
 absl::StatusOr<std::optional<WeightError>> MeasureSplit(CudaStream& stream, const Operands& of,
                                                         bool with_low) {
   const double least_share = with_low ? kLeastShareOfSplit : kLeastShareOfHigh;
-  const absl::StatusOr<SplitMoment> moment = SplitSecondMoment(stream, of.moment, with_low);
+  const absl::StatusOr<SplitMoment> moment =
+      SplitSecondMoment(stream, of.moment, with_low, /*triangle=*/!of.by_column());
   if (!moment.ok()) return moment.status();
   absl::StatusOr<SplitPass> pass = SplitPass::Create(stream, of);
   if (!pass.ok()) return pass.status();
-  const int64_t pilot = std::min(kPilotRows, of.rows);
-  absl::Status status = pass->Run(stream, *moment, 0, pilot);
-  if (!status.ok()) return status;
-  const absl::StatusOr<double> share = pass->Share(stream, pilot);
-  if (!share.ok()) return share.status();
-  if (*share < least_share) return std::nullopt;  // not for NaN: rows of zeros
-  status = pass->Run(stream, *moment, pilot, of.rows);
+  // Weights themselves are not made for M: their totals are no small differences.
+  const int64_t pilot = of.dequantized == nullptr ? 0 : std::min(kPilotRows, of.rows);
+  if (pilot > 0) {
+    if (absl::Status s = pass->Run(stream, *moment, 0, pilot); !s.ok()) return s;
+    const absl::StatusOr<double> share = pass->Share(stream, pilot);
+    if (!share.ok()) return share.status();
+    if (*share < least_share) return std::nullopt;  // not for NaN: rows of zeros
+  }
+  absl::Status status = pass->Run(stream, *moment, pilot, of.rows);
   if (status.ok()) status = pass->Finish(stream);
   if (!status.ok()) return status;
   return pass->Read(stream, *moment, least_share);
