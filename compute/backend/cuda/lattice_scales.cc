@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "compute/backend/cuda/code_products.h"
+#include "compute/backend/cuda/conjugate_gradients.h"
 #include "compute/backend/cuda/cuda_status.h"
 #include "compute/backend/cuda/device_memory.h"
 #include "compute/backend/cuda/lattice_scales_kernels.h"
@@ -139,12 +140,12 @@ class Fit {
     if (!normal.ok()) return normal.status();
     double relative = kRidge;
     for (int attempt = 0; attempt <= kMaxRidgeRetries; ++attempt, relative *= 100.0) {
-      // Built again each time: the factor takes its place.
-      const absl::StatusOr<bool> factored =
-          FactorNormalMatrix(scales.row, spacing->data(), relative, *normal);
-      if (!factored.ok()) return factored.status();
-      if (!*factored) continue;
-      if (absl::Status status = Solve(normal->data, right->data()); !status.ok()) return status;
+      // Built again each time: a factor takes its place.
+      absl::StatusOr<bool> solved =
+          BuildNormalMatrix(scales.row, spacing->data(), relative, *normal);
+      if (solved.ok() && *solved) solved = Solve(normal->data, right->data());
+      if (!solved.ok()) return solved.status();
+      if (!*solved) continue;
       absl::StatusOr<std::vector<double>> solution = CopyToHost(stream_, right->data(), cols_);
       if (!solution.ok()) return solution.status();
       for (int64_t i = 0; i < cols_; ++i) {
@@ -170,10 +171,10 @@ class Fit {
     return right;
   }
 
-  // The Cholesky factor of the normal matrix with `relative` of its mean diagonal added, in
-  // `normal`. False where there is none.
-  absl::StatusOr<bool> FactorNormalMatrix(const std::vector<double>& row, const double* spacing,
-                                          double relative, const NewTensor<double>& normal) {
+  // Both triangles, with `relative` of the mean diagonal added. False where that mean is not
+  // positive.
+  absl::StatusOr<bool> BuildNormalMatrix(const std::vector<double>& row, const double* spacing,
+                                         double relative, const NewTensor<double>& normal) {
     std::vector<double> squares;
     squares.reserve(row.size());
     for (const double t : row) squares.push_back(t * t);
@@ -182,8 +183,8 @@ class Fit {
     absl::Status status = products_->Gram(
         weight->data(), *std::max_element(squares.begin(), squares.end()), normal.data);
     if (status.ok()) {
-      status = ToStatus(LaunchScaleLower(stream_.get(), cols_, spacing,
-                                         DeviceData<double>(problem_.moment_hat), normal.data),
+      status = ToStatus(LaunchScaleSymmetric(stream_.get(), cols_, spacing,
+                                             DeviceData<double>(problem_.moment_hat), normal.data),
                         "building the normal matrix");
     }
     if (!status.ok()) return status;
@@ -194,19 +195,25 @@ class Fit {
     status = ToStatus(LaunchAddToDiagonal(stream_.get(), cols_, relative * mean, normal.data),
                       "adding the ridge");
     if (!status.ok()) return status;
-    return CudaCholesky(stream_, cols_, normal.data);
+    return true;
   }
 
-  // In place: `right` by the factor's equations. To cuBLAS our L is an upper triangle, L^T.
-  absl::Status Solve(const double* factor, double* right) {
+  // In place. Codes of different columns hardly agree, so that the matrix is nearly diagonal; where
+  // it is not, its Cholesky factor takes its place. False where it has none.
+  absl::StatusOr<bool> Solve(double* normal, double* right) {
+    absl::StatusOr<bool> done = SolveByConjugateGradients(stream_, cols_, normal, right);
+    if (!done.ok() || *done) return done;
+    done = CudaCholesky(stream_, cols_, normal);
+    if (!done.ok() || !*done) return done;
+    // To cuBLAS our L is an upper triangle, L^T.
     for (const cublasOperation_t operation : {CUBLAS_OP_T, CUBLAS_OP_N}) {
       absl::Status status =
           ToStatus(cublasDtrsv_64(stream_.blas(), CUBLAS_FILL_MODE_UPPER, operation,
-                                  CUBLAS_DIAG_NON_UNIT, cols_, factor, cols_, right, 1),
+                                  CUBLAS_DIAG_NON_UNIT, cols_, normal, cols_, right, 1),
                    "solving for column scales");
       if (!status.ok()) return status;
     }
-    return absl::OkStatus();
+    return true;
   }
 
   CudaStream& stream_;

@@ -60,11 +60,31 @@ __global__ void SumColumnsKernel(int64_t rows, const int32_t* codes, const doubl
   to[blockIdx.x] = column[blockIdx.x] * all;
 }
 
-__global__ void ScaleLowerKernel(int64_t size, const double* scale, const double* matrix,
-                                 double* to) {
-  const int64_t j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t i = blockIdx.y; i < size; i += gridDim.y) {
-    if (j <= i) to[i * size + j] *= scale[i] * scale[j] * matrix[i * size + j];
+// One block a square on or below the diagonal, which also writes its mirror.
+constexpr int kSquare = 32;
+
+__global__ void ScaleSymmetricKernel(int64_t size, const double* scale, const double* matrix,
+                                     double* to) {
+  if (blockIdx.x > blockIdx.y) return;
+  __shared__ double square[kSquare][kSquare + 1];
+  const int64_t row0 = int64_t{blockIdx.y} * kSquare;
+  const int64_t col0 = int64_t{blockIdx.x} * kSquare;
+  const int lane = static_cast<int>(threadIdx.x) % kSquare;
+  const int first = static_cast<int>(threadIdx.x) / kSquare;
+  constexpr int kStep = kThreads / kSquare;
+  for (int r = first; r < kSquare; r += kStep) {
+    const int64_t i = row0 + r;
+    const int64_t j = col0 + lane;
+    if (i >= size || j > i) continue;
+    const double value = to[i * size + j] * (scale[i] * scale[j] * matrix[i * size + j]);
+    to[i * size + j] = value;
+    square[r][lane] = value;
+  }
+  __syncthreads();
+  for (int r = first; r < kSquare; r += kStep) {
+    const int64_t i = col0 + r;
+    const int64_t j = row0 + lane;
+    if (j < size && i < j) to[i * size + j] = square[lane][r];
   }
 }
 
@@ -102,11 +122,11 @@ cudaError_t LaunchSumColumns(cudaStream_t stream, int64_t rows, int64_t cols, co
   return cudaGetLastError();
 }
 
-cudaError_t LaunchScaleLower(cudaStream_t stream, int64_t size, const double* scale,
-                             const double* matrix, double* to) {
+cudaError_t LaunchScaleSymmetric(cudaStream_t stream, int64_t size, const double* scale,
+                                 const double* matrix, double* to) {
   if (size == 0) return cudaSuccess;
-  const dim3 grid(CeilDiv(size, kThreads), static_cast<unsigned>(std::min<int64_t>(size, 1024)));
-  ScaleLowerKernel<<<grid, kThreads, 0, stream>>>(size, scale, matrix, to);
+  const unsigned squares = CeilDiv(size, kSquare);
+  ScaleSymmetricKernel<<<dim3(squares, squares), kThreads, 0, stream>>>(size, scale, matrix, to);
   return cudaGetLastError();
 }
 

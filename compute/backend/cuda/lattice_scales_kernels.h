@@ -22,9 +22,9 @@ cudaError_t LaunchSumColumns(cudaStream_t stream, int64_t rows, int64_t cols, co
                              const double* column, const double* row, const double* matrix,
                              double* to);
 
-// to[i, j] *= scale[i] scale[j] matrix[i, j] for j <= i, size x size row-major.
-cudaError_t LaunchScaleLower(cudaStream_t stream, int64_t size, const double* scale,
-                             const double* matrix, double* to);
+// to[i, j] *= scale[i] scale[j] matrix[i, j] for j <= i, and to[j, i] the same; size x size.
+cudaError_t LaunchScaleSymmetric(cudaStream_t stream, int64_t size, const double* scale,
+                                 const double* matrix, double* to);
 
 // to[i, i] += added
 cudaError_t LaunchAddToDiagonal(cudaStream_t stream, int64_t size, double added, double* to);
