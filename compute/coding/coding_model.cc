@@ -87,22 +87,23 @@ double SumOfBits(const std::vector<Group>& groups) {
   return bits;
 }
 
-// Tables of one precision; the bits of all values with them.
-double FillTables(const std::vector<Group>& groups, int precision,
-                  std::vector<CodingModel::Table>& tables) {
-  double bits = 0.0;
+// Sets the tables of one precision, their bits and those of all values with them.
+void FillTables(const std::vector<Group>& groups, int precision, CodingModel& model) {
+  std::vector<CodingModel::Table>& tables = model.tables;
+  double& bits = model.bits;
   for (const Group& group : groups) {
     const TokenAlphabet& alphabet = group.choice.alphabet;
     const std::vector<uint64_t> counts = CountsIn(alphabet, group.counts);
     tables.push_back({alphabet, NormalizeCounts(counts, precision)});
     bits += BitsWith(counts, tables.back().frequencies, precision);
     bits += 32.0 * static_cast<double>(counts[TokenAlphabet::kEscape]);
-    bits += 16.0 * static_cast<double>(tables.back().frequencies.size()) + kBitsOfASplit;
+    model.fixed_bits +=
+        16.0 * static_cast<double>(tables.back().frequencies.size()) + kBitsOfASplit;
     for (uint32_t t = 1; t < counts.size(); ++t) {
       bits += static_cast<double>(counts[t]) * alphabet.RawBits(t);
     }
   }
-  return bits;
+  bits += model.fixed_bits;
 }
 
 }  // namespace
@@ -179,13 +180,14 @@ CodingModel ChooseModel(const CodeCounts& counts) {
   for (const uint8_t bin : counts.bin_of_column) model.class_of_column.push_back(class_of_bin[bin]);
   model.bits = std::numeric_limits<double>::infinity();
   for (const int precision : kPrecisions) {
-    std::vector<CodingModel::Table> tables;
-    const double bits =
-        FillTables(groups, precision, tables) + (groups.size() > 1 ? bits_of_classes : 0.0);
-    if (bits >= model.bits * (1.0 - kWorthwhile)) continue;
-    model.bits = bits;
+    CodingModel other;
+    other.fixed_bits = groups.size() > 1 ? bits_of_classes : 0.0;
+    FillTables(groups, precision, other);
+    if (other.bits >= model.bits * (1.0 - kWorthwhile)) continue;
+    model.bits = other.bits;
+    model.fixed_bits = other.fixed_bits;
     model.precision = precision;
-    model.tables = std::move(tables);
+    model.tables = std::move(other.tables);
   }
   return model;
 }

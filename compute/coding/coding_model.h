@@ -43,7 +43,8 @@ struct CodingModel {
   std::vector<uint8_t> class_of_column;
   std::vector<Table> tables;  // of each class, at most kMaxClasses
   bool has_escapes = false;
-  double bits = 0.0;  // of all values, tables and classes; segments come on top
+  double bits = 0.0;        // of all values, tables and classes; segments come on top
+  double fixed_bits = 0.0;  // of these: tables and classes, which hardly grow with the values
 };
 
 // The model that codes values of these counts, one or more of them, in about the fewest bits.

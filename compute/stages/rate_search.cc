@@ -14,6 +14,8 @@ namespace {
 constexpr int kMaxSteps = 40;
 constexpr double kLongestStep = 4.0;  // bits, without a bracket
 constexpr double kFinestStep = 1e-9;  // of the nominal rate
+// Estimates within this share of the tolerance are measured: they are off by less than the rest.
+constexpr double kNear = 0.8;
 constexpr double kLeastSlope = 0.02;
 constexpr double kLargestSlope = 4.0;
 
@@ -53,7 +55,7 @@ class Search {
     measured_ = false;
     double rate = *estimated + correction_;
     // Near the goal only what is measured counts; it corrects the estimates of further steps.
-    if (std::abs(rate - search_.requested) <= 0.5 * search_.tolerance) {
+    if (std::abs(rate - search_.requested) <= kNear * search_.tolerance) {
       const absl::StatusOr<double> exact = measure_();
       if (!exact.ok()) return exact.status();
       if (*exact != rate) {  // earlier points were off by as much

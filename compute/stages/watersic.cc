@@ -24,6 +24,13 @@ constexpr double kMaxDamping = 0.1;      // relative; what needs more is no seco
 constexpr double kSearchSpan = 40.0;     // bits of nominal rate to either side
 constexpr double kGranularBits = 512.0;  // steps in which the size of a tiny layer moves
 
+// Rows that are solved first, to know where the search of a layer of many more rows begins: a
+// solution of all rows costs a multiple.
+constexpr int64_t kPilotRows = 512;
+constexpr int64_t kLeastRowsForPilot = 4 * kPilotRows;
+constexpr int kMaxPilotSteps = 3;
+constexpr double kPilotMiss = 0.05;  // bits; the slope leads the rest of the way
+
 double Mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
@@ -178,24 +185,95 @@ class Solver {
     return BitsPerWeight(bits * static_cast<double>(rows_));
   }
 
-  absl::Status Search() {
+  double PredictedSlope(double nominal) const {
+    const double rise = PredictedRate(nominal + 0.1) - PredictedRate(nominal - 0.1);
+    return std::max(rise / 0.2, 0.1);
+  }
+
+  // The nominal rate at which the request is predicted. A bit more of it gives at most a bit.
+  double PredictedNominal() const {
     double low = -kSearchSpan;
     double high = kSearchSpan;
+    double nominal = std::min(problem_.recipe.rate_bits, kSearchSpan);
     while (high - low > 1e-3) {
-      const double middle = 0.5 * (low + high);
-      (PredictedRate(middle) < problem_.recipe.rate_bits ? low : high) = middle;
+      const double miss = problem_.recipe.rate_bits - PredictedRate(nominal);
+      if (std::abs(miss) < 1e-3) break;
+      (miss > 0.0 ? low : high) = nominal;
+      nominal += miss;
+      if (nominal <= low || nominal >= high) nominal = 0.5 * (low + high);
     }
-    const RateSearch search = {
-        .requested = problem_.recipe.rate_bits,
-        .granularity = kGranularBits / static_cast<double>(rows_ * cols_),
-        .start = low,
-        .slope = std::max((PredictedRate(low + 0.1) - PredictedRate(low - 0.1)) / 0.2, 0.1),
-        .least = -kSearchSpan,
-        .largest = kSearchSpan};
+    return nominal;
+  }
+
+  absl::Status Search() {
+    const double predicted = PredictedNominal();
+    const absl::StatusOr<double> start =
+        rows_ < kLeastRowsForPilot ? predicted : StartByPilot(predicted);
+    if (!start.ok()) return start.status();
+    const RateSearch search = {.requested = problem_.recipe.rate_bits,
+                               .granularity = kGranularBits / static_cast<double>(rows_ * cols_),
+                               .start = *start,
+                               .slope = PredictedSlope(*start),
+                               .least = -kSearchSpan,
+                               .largest = kSearchSpan};
     return SearchRate(
                search, [this](double nominal) { return EstimateRate(nominal); },
                [this] { return MeasureRate(); })
         .status();
+  }
+
+  // Rows spread over the whole layer, which stand for it.
+  struct Pilot {
+    DeviceTensor target;  // C x kPilotRows
+    double smaller;       // than the layer's rows, in bits: means of log2 of the rows' targets
+  };
+  absl::StatusOr<Pilot> TakePilot() {
+    std::vector<int64_t> rows(kPilotRows);
+    for (int64_t i = 0; i < kPilotRows; ++i) rows[i] = i * rows_ / kPilotRows;
+    absl::StatusOr<DeviceTensor> target =
+        backend_.Submatrix(stream_, lattice_.target, std::vector<int64_t>(), rows);
+    if (!target.ok()) return target.status();
+    // A target's rows are the columns of what is stored.
+    const absl::StatusOr<std::vector<double>> energies =
+        backend_.ColumnEnergies(stream_, lattice_.target);
+    if (!energies.ok()) return energies.status();
+    std::vector<double> logs;
+    for (const double energy : *energies) {
+      logs.push_back(energy > 0.0 ? 0.5 * std::log2(energy) : 0.0);
+    }
+    double pilot = 0.0;
+    for (const int64_t row : rows) pilot += logs[row] / kPilotRows;
+    return Pilot{.target = *std::move(target), .smaller = Mean(logs) - pilot};
+  }
+
+  // The rate of all rows.
+  absl::StatusOr<double> PilotRate(const Pilot& pilot, double nominal) {
+    const absl::StatusOr<LatticeCodes> codes =
+        backend_.CancelSuccessively(stream_, inputs_.factor, pilot.target, Spacing(nominal));
+    if (!codes.ok()) return codes.status();
+    const absl::StatusOr<CodeCounts> counts =
+        backend_.CountCodes(stream_, codes->codes, 0, kPilotRows);
+    if (!counts.ok()) return counts.status();
+    CodingModel model = ChooseModel(*counts);
+    const double share = static_cast<double>(rows_) / kPilotRows;
+    model.bits = model.fixed_bits + share * (model.bits - model.fixed_bits);
+    const double rate = BitsPerWeight(EstimateCodedBits(model, rows_ * LiveCols()));
+    return rate + pilot.smaller * PredictedSlope(nominal);
+  }
+
+  // Where the search begins, from the prediction on.
+  absl::StatusOr<double> StartByPilot(double nominal) {
+    const absl::StatusOr<Pilot> pilot = TakePilot();
+    if (!pilot.ok()) return pilot.status();
+    for (int step = 0; step < kMaxPilotSteps; ++step) {
+      const absl::StatusOr<double> rate = PilotRate(*pilot, nominal);
+      if (absl::IsOutOfRange(rate.status())) break;  // too fine: the search finds out how fine
+      if (!rate.ok()) return rate.status();
+      const double miss = problem_.recipe.rate_bits - *rate;
+      nominal += miss / PredictedSlope(nominal);
+      if (std::abs(miss) <= kPilotMiss) break;
+    }
+    return std::clamp(nominal, -kSearchSpan, kSearchSpan);
   }
 
   absl::StatusOr<double> EstimateRate(double nominal) {
