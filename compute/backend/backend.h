@@ -361,6 +361,10 @@ class Backend {
   virtual absl::StatusOr<CodedIntegers> EncodeCodes(Stream& stream, const DeviceTensor& codes,
                                                     int64_t first, int64_t rows,
                                                     const CodingModel& model) = 0;
+  // What EncodeCodes stored: rows x cols, I32. Data of untrusted origin, as DecodeIntegers takes
+  // it, with its errors.
+  virtual absl::StatusOr<DeviceTensor> DecodeCodes(Stream& stream, const CodedIntegersView& coded,
+                                                   int64_t rows, int64_t cols) = 0;
   // Alternates column and row rescalers from t = 1, g = gamma until the loss settles; a round that
   // raises it is undone. `spacing`: alpha, C.
   virtual absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream,

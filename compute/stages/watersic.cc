@@ -314,16 +314,23 @@ class Solver {
 
   int64_t LiveCols() const { return static_cast<int64_t>(live_.size()); }
 
-  // Of the codes of each layer of the group, in bits a weight.
+  // Of the codes of each layer of the group, in bits a weight. They are decoded again on the way,
+  // against the checksum of what was encoded: a layer that cannot be read is not stored.
   absl::StatusOr<std::vector<double>> Entropies() {
     std::vector<double> entropies;
     for (size_t i = 0; i < layer_rows_.size(); ++i) {
+      const absl::StatusOr<DeviceTensor> decoded =
+          backend_.DecodeCodes(stream_, coded_[i].coded, layer_rows_[i], LiveCols());
+      if (absl::IsDataLoss(decoded.status())) {
+        return absl::InternalError(
+            absl::StrCat("coded weights do not decode: ", decoded.status().message()));
+      }
+      if (!decoded.ok()) return decoded.status();
       std::optional<double> entropy = EntropyOf(counts_[i]);
       if (!entropy.has_value()) {  // too many codes are too large to be counted apart
-        const absl::StatusOr<std::vector<int32_t>> codes =
-            DecodeIntegers(coded_[i].coded, layer_rows_[i], LiveCols());
+        const absl::StatusOr<Tensor> codes = backend_.Download(stream_, *decoded);
         if (!codes.ok()) return codes.status();
-        entropy = EmpiricalEntropy(*codes);
+        entropy = EmpiricalEntropy(codes->as<int32_t>());
       }
       entropies.push_back(*entropy * static_cast<double>(LiveCols()) / static_cast<double>(cols_));
     }

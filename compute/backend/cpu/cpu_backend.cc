@@ -274,6 +274,11 @@ class CpuBackend final : public Backend {
     return CpuEncodeCodes(stream, codes, first, rows, model);
   }
 
+  absl::StatusOr<DeviceTensor> DecodeCodes(Stream& stream, const CodedIntegersView& coded,
+                                           int64_t rows, int64_t cols) override {
+    return CpuDecodeCodes(stream, coded, rows, cols);
+  }
+
   absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,
                                                  const LatticeCodes& codes,
                                                  const std::vector<double>& spacing) override {

@@ -77,4 +77,15 @@ absl::StatusOr<CodedIntegers> CpuEncodeCodes(Stream& stream, const DeviceTensor&
   return EncodeIntegers(RowMajor(HostTensor(codes), first, rows), model);
 }
 
+absl::StatusOr<DeviceTensor> CpuDecodeCodes(Stream& stream, const CodedIntegersView& coded,
+                                            int64_t rows, int64_t cols) {
+  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+  const absl::StatusOr<std::vector<int32_t>> values = DecodeIntegers(coded, rows, cols);
+  if (!values.ok()) return values.status();
+  absl::StatusOr<Tensor> codes = Tensor::Create(DType::kI32, {rows, cols});
+  if (!codes.ok()) return codes.status();
+  std::copy(values->begin(), values->end(), codes->as<int32_t>().begin());
+  return Adopt(stream, *std::move(codes));
+}
+
 }  // namespace quantd::compute

@@ -234,6 +234,13 @@ class CudaBackend final : public Backend {
     return CudaEncodeCodes(**cuda, codes, first, rows, model);
   }
 
+  absl::StatusOr<DeviceTensor> DecodeCodes(Stream& stream, const CodedIntegersView& coded,
+                                           int64_t rows, int64_t cols) override {
+    auto cuda = Enter(stream, absl::OkStatus());
+    if (!cuda.ok()) return cuda.status();
+    return CudaDecodeCodes(**cuda, coded, rows, cols);
+  }
+
   absl::StatusOr<LatticeScales> FitLatticeScales(Stream& stream, const LatticeProblem& problem,
                                                  const LatticeCodes& codes,
                                                  const std::vector<double>& spacing) override {

@@ -10,6 +10,7 @@
 #include "compute/backend/cuda/lattice_codes_kernels.h"
 #include "compute/backend/cuda/rans_kernels.h"
 #include "compute/coding/block_checksum.h"
+#include "compute/coding/stream_layout.h"
 #include "compute/coding/stream_start.h"
 #include "compute/coding/token_step.h"
 
@@ -147,9 +148,81 @@ class SegmentWriter {
   CodedIntegers& coded_;
 };
 
-}  // namespace
+// The tables of a stream on the device.
+class DeviceTables {
+ public:
+  static absl::StatusOr<DeviceTables> Upload(CudaStream& stream, const StreamLayout& layout) {
+    const DecodingTables& from = layout.tables;
+    std::vector<RansToken> tokens;
+    for (size_t t = 0; t < from.tokens.size(); ++t) {
+      tokens.push_back(
+          {.start = from.tokens[t].start,
+           .frequency = from.tokens[t].frequency,
+           .base = from.meanings[t].base,
+           .raw_bits = from.meanings[t].is_escape ? kRansEscape : from.meanings[t].raw_bits});
+    }
+    auto classes = compute::Upload<uint8_t>(stream, from.class_of_column);
+    if (!classes.ok()) return classes.status();
+    auto slots = compute::Upload<uint16_t>(stream, from.token_of_slot);
+    if (!slots.ok()) return slots.status();
+    auto all = compute::Upload<RansToken>(stream, tokens);
+    if (!all.ok()) return all.status();
+    DeviceTables tables;
+    tables.classes_ = *std::move(classes);
+    tables.slots_ = *std::move(slots);
+    tables.tokens_ = *std::move(all);
+    tables.view_ = {.precision = from.precision,
+                    .cols = layout.header.cols,
+                    .class_of_column = tables.classes_.data(),
+                    .token_of_slot = tables.slots_.data(),
+                    .tokens = tables.tokens_.data()};
+    return tables;
+  }
+  const RansTables& view() const { return view_; }
 
-namespace {
+ private:
+  RansTables view_;
+  DeviceBuffer<uint8_t> classes_;
+  DeviceBuffer<uint16_t> slots_;
+  DeviceBuffer<RansToken> tokens_;
+};
+
+// All segments of a stream whose layout is right.
+absl::Status DecodeSegments(CudaStream& stream, const CodedIntegersView& coded,
+                            const StreamLayout& layout, int32_t* values) {
+  const absl::StatusOr<DeviceTables> tables = DeviceTables::Upload(stream, layout);
+  if (!tables.ok()) return tables.status();
+  const absl::Span<const std::byte> bytes = coded.stream.subspan(layout.words_begin());
+  const auto words = Upload<std::byte>(stream, bytes);
+  if (!words.ok()) return words.status();
+  const auto offsets = Upload<uint32_t>(stream, coded.segment_offsets);
+  if (!offsets.ok()) return offsets.status();
+  const auto segments = static_cast<int64_t>(coded.segment_offsets.size()) / 2 - 1;
+  const auto faults = DeviceBuffer<int>::Allocate(stream, segments);
+  if (!faults.ok()) return faults.status();
+  absl::Status status =
+      ToStatus(LaunchRansDecode(stream.get(), tables->view(),
+                                reinterpret_cast<const uint16_t*>(words->data()), offsets->data(),
+                                static_cast<int64_t>(layout.header.count),
+                                layout.header.segment_values, values, faults->data()),
+               "decoding codes");
+  if (!status.ok()) return status;
+  const auto host_faults = CopyToHost(stream, faults->data(), segments);
+  if (!host_faults.ok()) return host_faults.status();
+  for (int64_t s = 0; s < segments; ++s) {
+    const auto fault = static_cast<SegmentFault>((*host_faults)[s]);
+    if (fault != SegmentFault::kNone) return StatusOf(fault, s);
+  }
+  return absl::OkStatus();
+}
+
+// On the host.
+absl::Status DecodeThere(CudaStream& stream, const CodedIntegersView& coded, int64_t rows,
+                         int64_t cols, int32_t* to) {
+  const absl::StatusOr<std::vector<int32_t>> values = DecodeIntegers(coded, rows, cols);
+  if (!values.ok()) return values.status();
+  return CopyToDevice<int32_t>(stream, *values, to);
+}
 
 // `count` of them.
 absl::StatusOr<std::vector<int32_t>> ListLargeCodes(CudaStream& stream, int64_t rows, int64_t cols,
@@ -238,6 +311,27 @@ absl::StatusOr<CodedIntegers> CudaEncodeCodes(CudaStream& stream, const DeviceTe
       SegmentWriter(stream, count, segment_values, coded).Write(on_device->view(), values->data());
   if (!status.ok()) return status;
   return coded;
+}
+
+absl::StatusOr<DeviceTensor> CudaDecodeCodes(CudaStream& stream, const CodedIntegersView& coded,
+                                             int64_t rows, int64_t cols) {
+  const absl::StatusOr<StreamLayout> layout = ReadLayout(coded, rows, cols);
+  if (!layout.ok()) return layout.status();
+  const auto count = static_cast<int64_t>(layout->header.count);
+  auto codes = NewDeviceTensor<int32_t>(stream, DType::kI32, {rows, cols});
+  if (!codes.ok()) return codes.status();
+  absl::Status status;
+  if (count < kLeastDeviceValues || !coded.escapes.empty()) {
+    status = DecodeThere(stream, coded, rows, cols, codes->data);
+  } else {
+    status = DecodeSegments(stream, coded, *layout, codes->data);
+    if (status.ok()) {
+      const absl::StatusOr<uint64_t> checksum = Checksum(stream, codes->data, count);
+      status = checksum.ok() ? CheckSum(layout->header, *checksum) : checksum.status();
+    }
+  }
+  if (!status.ok()) return status;
+  return std::move(codes->tensor);
 }
 
 }  // namespace quantd::compute

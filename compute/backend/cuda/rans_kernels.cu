@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "compute/backend/cuda/rans_kernels.h"
+#include "compute/coding/segment_fault.h"
 #include "compute/coding/token_alphabet.h"
 
 namespace quantd::compute {
@@ -135,6 +136,91 @@ __global__ void __launch_bounds__(kLanes)
   if (threadIdx.x == 0) sizes[blockIdx.x] = static_cast<uint32_t>(end - front);
 }
 
+// The states of a segment, and its words from the front on. What is beyond them reads as 0.
+class Decoder {
+ public:
+  __device__ Decoder(const RansTables& tables, const uint16_t* begin, const uint16_t* end)
+      : tables_(tables), next_(begin), end_(end) {
+    state_ = uint32_t{next_[2 * threadIdx.x + 1]} << kWordBits | next_[2 * threadIdx.x];
+    next_ += 2 * kLanes;
+  }
+
+  // One value a lane that is active; all lanes call.
+  __device__ int32_t Decode(int64_t column, bool active) {
+    RansToken token = {};
+    if (active) {
+      const uint32_t slot = state_ & ((1u << tables_.precision) - 1);
+      const uint32_t of_class = __ldg(tables_.class_of_column + column);
+      token = Load(__ldg(tables_.token_of_slot + (of_class << tables_.precision) + slot));
+      state_ = token.frequency * (state_ >> tables_.precision) + slot - token.start;
+    }
+    TakeWords(active && state_ < kLeastState);
+    uint32_t value = token.base;
+    const bool is_escape = token.raw_bits == kRansEscape;
+    escaped_ |= is_escape;
+    const bool has_raw = active && token.raw_bits > 0 && !is_escape;
+    if (__any_sync(kAllLanes, has_raw)) {
+      if (has_raw) {
+        value |= state_ & ((1u << token.raw_bits) - 1);
+        state_ >>= token.raw_bits;
+      }
+      TakeWords(has_raw && state_ < kLeastState);
+    }
+    return TokenAlphabet::Unzigzag(value);
+  }
+
+  __device__ SegmentFault Finish() const {
+    if (overrun_) return SegmentFault::kEndsEarly;
+    if (next_ != end_) return SegmentFault::kHasWordsLeft;
+    if (__any_sync(kAllLanes, escaped_)) return SegmentFault::kWrongEscapes;
+    const bool right = __all_sync(kAllLanes, state_ == kLeastState);
+    return right ? SegmentFault::kNone : SegmentFault::kWrongState;
+  }
+
+ private:
+  __device__ RansToken Load(uint32_t index) const {
+    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(tables_.tokens + index));
+    return {.start = bits.x, .frequency = bits.y, .base = bits.z, .raw_bits = bits.w};
+  }
+
+  // Lanes take words in their order.
+  __device__ void TakeWords(bool takes) {
+    const unsigned mask = __ballot_sync(kAllLanes, takes);
+    const int lane = static_cast<int>(threadIdx.x);
+    const uint16_t* const at = next_ + __popc(mask & ((1u << lane) - 1));
+    if (takes) state_ = state_ << kWordBits | (at < end_ ? __ldg(at) : 0u);
+    const int taken = __popc(mask);
+    overrun_ |= end_ - next_ < taken;
+    next_ = overrun_ ? end_ : next_ + taken;
+  }
+
+  const RansTables& tables_;
+  const uint16_t* next_;
+  const uint16_t* const end_;
+  uint32_t state_;
+  bool overrun_ = false;  // the same in all lanes
+  bool escaped_ = false;
+};
+
+__global__ void __launch_bounds__(kLanes)
+    DecodeKernel(const RansTables tables, const uint16_t* words, const uint32_t* offsets,
+                 int64_t count, int64_t segment_values, int32_t* values, int* faults) {
+  const int64_t begin = blockIdx.x * segment_values;
+  const int64_t size = min(segment_values, count - begin);
+  Decoder decoder(tables, words + offsets[2 * blockIdx.x], words + offsets[2 * blockIdx.x + 2]);
+  const int64_t ahead = kLanes % tables.cols;
+  int64_t column = (begin + threadIdx.x) % tables.cols;
+  for (int64_t first = 0; first < size; first += kLanes) {
+    const int64_t at = first + threadIdx.x;
+    const int32_t value = decoder.Decode(column, at < size);
+    if (at < size) values[begin + at] = value;
+    column += ahead;
+    column -= column >= tables.cols ? tables.cols : 0;
+  }
+  const SegmentFault fault = decoder.Finish();
+  if (threadIdx.x == 0) faults[blockIdx.x] = static_cast<int>(fault);
+}
+
 __global__ void GatherKernel(int64_t segment_values, const uint16_t* words, const uint32_t* offsets,
                              uint16_t* to) {
   const uint32_t begin = offsets[blockIdx.x];
@@ -180,6 +266,16 @@ cudaError_t LaunchRansEncode(cudaStream_t stream, const RansModel& model, const 
   if (count == 0) return cudaSuccess;
   const auto segments = static_cast<unsigned>((count + segment_values - 1) / segment_values);
   EncodeKernel<<<segments, kLanes, 0, stream>>>(model, values, count, segment_values, words, sizes);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchRansDecode(cudaStream_t stream, const RansTables& tables, const uint16_t* words,
+                             const uint32_t* offsets, int64_t count, int64_t segment_values,
+                             int32_t* values, int* faults) {
+  if (count == 0) return cudaSuccess;
+  const auto segments = static_cast<unsigned>((count + segment_values - 1) / segment_values);
+  DecodeKernel<<<segments, kLanes, 0, stream>>>(tables, words, offsets, count, segment_values,
+                                                values, faults);
   return cudaGetLastError();
 }
 

@@ -2,8 +2,10 @@
 // a tie may be rounded to the other side: one code in a thousand is allowed to differ.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <random>
 
 #include "compute/formats/lattice_weight.h"
 #include "compute/formats/safetensors.h"
@@ -91,6 +93,28 @@ class CudaLatticeTest : public CudaTest {
                                             solved.problem.target, solved.spacing)
                        .value();
     return solved;
+  }
+
+  // The stream as it is, and with a changed bit here and there: the same codes or the same error.
+  void ExpectDecodesAlike(const CodedIntegers& coded, int64_t rows, int64_t cols) {
+    const auto decode = [&](Side& side, const CodedIntegers& from) -> absl::StatusOr<Tensor> {
+      const absl::StatusOr<DeviceTensor> codes =
+          side.backend->DecodeCodes(*side.stream, from, rows, cols);
+      if (!codes.ok()) return codes.status();
+      return side.backend->Download(*side.stream, *codes);
+    };
+    const Tensor want = decode(cpu_, coded).value();
+    const absl::StatusOr<Tensor> got = decode(cuda_, coded);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_TRUE(std::ranges::equal(got->as<int32_t>(), want.as<int32_t>()));
+    std::mt19937 generator(static_cast<unsigned>(rows * cols));
+    for (int i = 0; i < 20; ++i) {
+      CodedIntegers damaged = coded;
+      damaged.stream[generator() % damaged.stream.size()] ^= std::byte{1} << generator() % 8;
+      const absl::StatusOr<Tensor> on_cpu = decode(cpu_, damaged);
+      const absl::StatusOr<Tensor> on_device = decode(cuda_, damaged);
+      EXPECT_EQ(on_device.status(), on_cpu.status());
+    }
   }
 
   void ExpectSameProblem(const Solved& want, const Solved& got) {
@@ -204,6 +228,7 @@ TEST_F(CudaLatticeTest, CountsAndBytesAreThoseOfTheCpu) {
         EXPECT_EQ(coded[0].segment_offsets, coded[1].segment_offsets);
         EXPECT_EQ(coded[0].frequencies, coded[1].frequencies);
         EXPECT_EQ(coded[0].escapes, coded[1].escapes);
+        ExpectDecodesAlike(coded[0], count, cols);
       }
     }
   }
