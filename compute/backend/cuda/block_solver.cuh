@@ -442,6 +442,7 @@ __device__ void OrthogonalizeColumns(int given_n, double* g, double* v, int give
           }
         }
       }
+      __syncwarp();  // its groups have rotated, or not, apart from each other
       __syncthreads();
     }
     if (!__syncthreads_or(unfinished)) return;

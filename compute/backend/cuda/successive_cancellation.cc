@@ -1,6 +1,5 @@
 #include "compute/backend/cuda/successive_cancellation.h"
 
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -61,7 +60,7 @@ struct Pass {
   DeviceBuffer<double> target;  // a copy, which is overwritten
   DeviceBuffer<double> gamma;
   DeviceBuffer<double> sums;
-  DeviceBuffer<int> flags;  // too large, wide
+  DeviceBuffer<int> too_large;
 
   static absl::StatusOr<Pass> Make(CudaStream& stream, const CancelPlan& plan, int64_t cols,
                                    int64_t rows) {
@@ -73,10 +72,10 @@ struct Pass {
     if (!gamma.ok()) return gamma.status();
     auto sums = DeviceBuffer<double>::Allocate(stream, plan.Sums(cols));
     if (!sums.ok()) return sums.status();
-    auto flags = DeviceBuffer<int>::Allocate(stream, 2);
-    if (!flags.ok()) return flags.status();
+    auto too_large = DeviceBuffer<int>::Allocate(stream, 1);
+    if (!too_large.ok()) return too_large.status();
     return Pass{*std::move(codes), *std::move(target), *std::move(gamma), *std::move(sums),
-                *std::move(flags)};
+                *std::move(too_large)};
   }
 
   absl::Status Begin(CudaStream& stream, const DeviceTensor& from) const {
@@ -88,7 +87,7 @@ struct Pass {
       code = cudaMemsetAsync(sums.data(), 0xff, bytes(sums.size(), sizeof(double)), stream.get());
     }
     if (code == cudaSuccess) {
-      code = cudaMemsetAsync(flags.data(), 0, bytes(flags.size(), sizeof(int)), stream.get());
+      code = cudaMemsetAsync(too_large.data(), 0, sizeof(int), stream.get());
     }
     return ToStatus(code, "preparing the cancellation");
   }
@@ -99,17 +98,30 @@ absl::Status TooLarge(double spacing) {
       absl::StrCat("spacing ", spacing, ": expected codes within +-2^30; got larger ones"));
 }
 
-// Unset where a cluster met codes that it cannot sum up.
-absl::StatusOr<std::optional<LatticeCodes>> Cancel(CudaStream& stream, const CancelPlan& plan,
-                                                   const MomentFactor& factor,
-                                                   const DeviceTensor& target, double spacing) {
+absl::StatusOr<CancelPlan> PlanFor(CudaStream& stream, int64_t rows) {
+  CancelPlan plan;
+  if (PlanClusterCancellation(stream.device().id(), rows, &plan)) return plan;
+  absl::Status status = ToStatus(PlanGridCancellation(stream.device().id(), rows, &plan),
+                                 "planning the cancellation");
+  if (!status.ok()) return status;
+  if (plan.blocks > 0) return plan;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("weight: expected fewer rows, which this device holds at one time; got ", rows));
+}
+
+}  // namespace
+
+absl::StatusOr<LatticeCodes> CudaCancelSuccessively(CudaStream& stream, const MomentFactor& factor,
+                                                    const DeviceTensor& target, double spacing) {
   const int64_t cols = target.dim(0);
   const int64_t rows = target.dim(1);
-  absl::StatusOr<Pass> pass = Pass::Make(stream, plan, cols, rows);
+  const absl::StatusOr<CancelPlan> plan = PlanFor(stream, rows);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<Pass> pass = Pass::Make(stream, *plan, cols, rows);
   if (!pass.ok()) return pass.status();
   absl::Status status = pass->Begin(stream, target);
   if (status.ok()) {
-    status = Cancellation(stream, plan,
+    status = Cancellation(stream, *plan,
                           {.rows = rows,
                            .cols = cols,
                            .begin = 0,
@@ -119,43 +131,17 @@ absl::StatusOr<std::optional<LatticeCodes>> Cancel(CudaStream& stream, const Can
                            .target = pass->target.data(),
                            .codes = pass->codes.data,
                            .gamma = pass->gamma.data(),
-                           .too_large = pass->flags.data(),
-                           .wide = pass->flags.data() + 1,
+                           .too_large = pass->too_large.data(),
                            .sums = pass->sums.data()})
                  .Run(0, cols);
   }
   if (!status.ok()) return status;
-  const auto flags = CopyToHost(stream, pass->flags.data(), 2);
-  if (!flags.ok()) return flags.status();
-  if ((*flags)[0] != 0) return TooLarge(spacing);
-  if ((*flags)[1] != 0) return std::optional<LatticeCodes>();
+  const auto too_large = CopyToHost(stream, pass->too_large.data(), 1);
+  if (!too_large.ok()) return too_large.status();
+  if (too_large->front() != 0) return TooLarge(spacing);
   absl::StatusOr<std::vector<double>> gamma = CopyToHost(stream, pass->gamma.data(), cols);
   if (!gamma.ok()) return gamma.status();
   return LatticeCodes{.codes = std::move(pass->codes.tensor), .gamma = *std::move(gamma)};
-}
-
-}  // namespace
-
-absl::StatusOr<LatticeCodes> CudaCancelSuccessively(CudaStream& stream, const MomentFactor& factor,
-                                                    const DeviceTensor& target, double spacing) {
-  const int64_t rows = target.dim(1);
-  CancelPlan plan;
-  if (PlanClusterCancellation(stream.device().id(), rows, &plan)) {
-    absl::StatusOr<std::optional<LatticeCodes>> codes =
-        Cancel(stream, plan, factor, target, spacing);
-    if (!codes.ok()) return codes.status();
-    if (codes->has_value()) return **std::move(codes);
-  }
-  absl::Status status = ToStatus(PlanGridCancellation(stream.device().id(), rows, &plan),
-                                 "planning the cancellation");
-  if (!status.ok()) return status;
-  if (plan.blocks == 0) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "weight: expected fewer rows, which this device holds at one time; got ", rows));
-  }
-  absl::StatusOr<std::optional<LatticeCodes>> codes = Cancel(stream, plan, factor, target, spacing);
-  if (!codes.ok()) return codes.status();
-  return **std::move(codes);
 }
 
 }  // namespace quantd::compute

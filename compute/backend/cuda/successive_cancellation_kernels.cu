@@ -37,12 +37,18 @@ __device__ Pair SumOverWarp(Pair pair) {
   return pair;
 }
 
-__device__ void Publish(double value, double* to) {
+__device__ double GammaOf(Pair sum) { return sum.energy > 0.0 ? sum.product / sum.energy : 0.0; }
+
+// The bits of a sum, which are not kUnwritten.
+__device__ unsigned long long Written(double value) {
   const double plain = value == value ? value : nan("");
+  return static_cast<unsigned long long>(__double_as_longlong(plain));
+}
+
+__device__ void Publish(double value, double* to) {
   cuda::atomic_ref<unsigned long long, cuda::thread_scope_device> place(
       *reinterpret_cast<unsigned long long*>(to));
-  place.store(static_cast<unsigned long long>(__double_as_longlong(plain)),
-              cuda::memory_order_relaxed);
+  place.store(Written(value), cuda::memory_order_relaxed);
 }
 
 __device__ double Await(double* from) {
@@ -135,6 +141,20 @@ struct PanelRows {
     }
   }
 
+  // Rounds the column at hand; this thread's part of its sums.
+  __device__ Pair Round(double scale, bool& too_large) {
+    Pair sum = {0.0, 0.0};
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const double scaled = now[k] * scale;
+      z[k] = rint(scaled);
+      sum.product += z[k] * scaled;
+      sum.energy += z[k] * z[k];
+      too_large |= !(fabs(z[k]) <= kLargestLatticeCode);  // NaN too
+    }
+    return sum;
+  }
+
   // What column s + 1 left, where there is one, from columns before s; y then ends with s - 1.
   __device__ void Subtract(const Coefficients<kColumns>& coefficients, int s, int width) {
     const double* const later = coefficients.later[min(s + 1, width - 1)];
@@ -161,7 +181,7 @@ struct PanelRows {
   }
 };
 
-// Any codes, any number of blocks that the device holds at one time; sums in float64.
+// Any number of blocks that the device holds at one time.
 template <int kColumns, int kRows>
 __global__ void __launch_bounds__(kGridThreads) CancelInGrid(const CancelPanel panel) {
   constexpr int kWarps = kGridThreads / kWarp;
@@ -179,17 +199,7 @@ __global__ void __launch_bounds__(kGridThreads) CancelInGrid(const CancelPanel p
   const double scale = 1.0 / panel.spacing;
   bool too_large = false;
   for (int s = panel.width - 1; s >= 0; --s) {
-    Pair sum = {0.0, 0.0};
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) {
-      const double scaled = rows.now[k] * scale;
-      const double z = rint(scaled);
-      rows.z[k] = z;
-      sum.product += z * scaled;
-      sum.energy += z * z;
-      too_large |= !(fabs(z) <= kLargestLatticeCode);  // NaN too
-    }
-    sum = SumOverWarp(sum);
+    Pair sum = SumOverWarp(rows.Round(scale, too_large));
     if (lane == 0) of_warp[warp] = sum;
     __syncthreads();
     if (warp == 0) {
@@ -199,7 +209,7 @@ __global__ void __launch_bounds__(kGridThreads) CancelInGrid(const CancelPanel p
     rows.Subtract(coefficients, s, panel.width);
     if (warp == 0) {
       sum = exchange.Receive(lane, s);
-      if (lane == 0) shared_gamma = sum.energy > 0.0 ? sum.product / sum.energy : 0.0;
+      if (lane == 0) shared_gamma = GammaOf(sum);
     }
     __syncthreads();
     rows.Finish(panel, coefficients, s, shared_gamma);
@@ -207,112 +217,68 @@ __global__ void __launch_bounds__(kGridThreads) CancelInGrid(const CancelPanel p
   if (too_large) *panel.too_large = 1;
 }
 
-// The two sums of a column as integers, which add up to the same in any order and in few
-// instructions: z^2, and z (y / c - z) in units of 2^-36, off by 2^-37 at most for each z that is
-// not 0, so that gamma is off by 7e-12 at most. Codes below 4096 in up to 32,768 rows cannot
-// overflow.
-struct IntegerPair {
-  long long product;
-  long long energy;
-};
-constexpr double kClusterCodes = 4096.0;
-constexpr double kUnits = 68719476736.0;  // 2^36
-constexpr long long kNoSum = -0x7fffffffffffffffll - 1;
-
-// `bits` low bits of each lane's value, at most 27.
-__device__ unsigned SumLow(unsigned long long value, int bits) {
-  return __reduce_add_sync(kAllLanes, static_cast<unsigned>(value & ((1ull << bits) - 1)));
-}
-
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// A lane's own: product of 50 bits, energy of 26.
-__device__ IntegerPair SumLanes(long long product, unsigned energy) {
-  const long long high = __reduce_add_sync(kAllLanes, static_cast<int>(product >> 24));
-  return {.product = (high << 24) + SumLow(product, 24),
-          .energy = __reduce_add_sync(kAllLanes, energy)};
-}
-
-// Of a lane's share of all warps' sums: product of 58 bits, energy of 34.
-__device__ IntegerPair SumShares(IntegerPair share) {
-  const long long high = __reduce_add_sync(kAllLanes, static_cast<int>(share.product >> 52));
-  const long long middle = SumLow(share.product >> 26, 26);
-  const long long energy = SumLow(share.energy >> 26, 26);
-  return {.product = (high << 52) + (middle << 26) + SumLow(share.product, 26),
-          .energy = (energy << 26) + SumLow(share.energy, 26)};
-}
-
-__device__ void SendTo(unsigned block, IntegerPair* place, IntegerPair pair) {
-  // Sums of codes that are too large wrap, perhaps to what no sum may be.
-  const long long product = pair.product == kNoSum ? 0 : pair.product;
+// Into the shared memory of a block of the cluster.
+__device__ void SendTo(unsigned block, Pair* place, Pair pair) {
   asm volatile(
       "{\n"
       ".reg .u32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "st.relaxed.cluster.shared::cluster.v2.b64 [remote], {%2, %3};\n"
       "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(place))),
-      "r"(block), "l"(product), "l"(pair.energy)
+      "r"(block), "l"(Written(pair.product)), "l"(Written(pair.energy))
       : "memory");
 }
 
-__device__ IntegerPair AwaitIn(const IntegerPair* place) {
+__device__ Pair AwaitIn(const Pair* place) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(place));
-  IntegerPair pair = {};
+  unsigned long long product = 0;
+  unsigned long long energy = 0;
   do {
     asm volatile("ld.relaxed.cluster.shared::cta.v2.b64 {%0, %1}, [%2];"
-                 : "=l"(pair.product), "=l"(pair.energy)
+                 : "=l"(product), "=l"(energy)
                  : "r"(address)
                  : "memory");
-  } while (pair.product == kNoSum || pair.energy == kNoSum);
-  return pair;
+  } while (product == kUnwritten || energy == kUnwritten);
+  return {__longlong_as_double(static_cast<long long>(product)),
+          __longlong_as_double(static_cast<long long>(energy))};
 }
 
 // One cluster; no barrier in the loop over columns: every warp sends its sums to all blocks and
 // adds up those of all warps itself.
 template <int kColumns, int kRows>
-__device__ void CancelColumns(const CancelPanel& panel, IntegerPair* places) {
+__device__ void CancelColumns(const CancelPanel& panel, Pair* places) {
   __shared__ Coefficients<kColumns> coefficients;
   const int lane = threadIdx.x % kWarp;
   const int warps_of_block = blockDim.x / kWarp;
   const int warps = gridDim.x * warps_of_block;
   const int warp = blockIdx.x * warps_of_block + threadIdx.x / kWarp;
-  for (int i = threadIdx.x; i < kColumns * warps; i += blockDim.x) places[i] = {kNoSum, kNoSum};
+  const double unwritten = __longlong_as_double(static_cast<long long>(kUnwritten));
+  for (int i = threadIdx.x; i < kColumns * warps; i += blockDim.x) {
+    places[i] = {unwritten, unwritten};
+  }
   coefficients.Load(panel);
   PanelRows<kColumns, kRows> rows;
   rows.Load(panel);
   cg::this_cluster().sync();
 
   const double scale = 1.0 / panel.spacing;
-  bool wide = false;
+  bool too_large = false;
   for (int s = panel.width - 1; s >= 0; --s) {
-    long long product = 0;
-    unsigned energy = 0;
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) {
-      const double scaled = rows.now[k] * scale;
-      const double z = rint(scaled);
-      const int code = __double2int_rn(z);
-      rows.z[k] = z;
-      product += __double2ll_rn(z * (scaled - z) * kUnits);
-      energy += static_cast<unsigned>(code) * static_cast<unsigned>(code);
-      wide |= !(fabs(z) < kClusterCodes);  // NaN too
-    }
-    const IntegerPair own = SumLanes(product, energy);
+    const Pair own = SumOverWarp(rows.Round(scale, too_large));
     if (lane < gridDim.x) SendTo(lane, places + s * warps + warp, own);
     rows.Subtract(coefficients, s, panel.width);
-    IntegerPair sum = {0, 0};
+    Pair sum = {0.0, 0.0};
     for (int i = lane; i < warps; i += kWarp) {
-      const IntegerPair other = AwaitIn(places + s * warps + i);
+      const Pair other = AwaitIn(places + s * warps + i);
       sum.product += other.product;
       sum.energy += other.energy;
     }
     __syncwarp();
-    sum = SumShares(sum);
-    const double gamma = sum.energy > 0 ? 1.0 + static_cast<double>(sum.product) /
-                                                    (kUnits * static_cast<double>(sum.energy))
-                                        : 0.0;
-    rows.Finish(panel, coefficients, s, gamma);
+    sum = SumOverWarp(sum);
+    rows.Finish(panel, coefficients, s, GammaOf(sum));
   }
-  if (wide) *panel.wide = 1;
+  if (too_large) *panel.too_large = 1;
   // A block's shared memory must be there while others write to it.
   cg::this_cluster().sync();
 }
@@ -322,7 +288,7 @@ template <int kColumns, int kRows, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) CancelInCluster(const CancelPanel panel) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(16) unsigned char memory[];
-  CancelColumns<kColumns, kRows>(panel, reinterpret_cast<IntegerPair*>(memory));
+  CancelColumns<kColumns, kRows>(panel, reinterpret_cast<Pair*>(memory));
 #endif
 }
 
@@ -404,8 +370,8 @@ bool PlanClusterCancellation(int device, int64_t rows, CancelPlan* plan) {
              .shared_bytes = 0,
              .kernel = shape.kernel};
     while (plan->blocks * shape.rows_of_block() < rows) plan->blocks *= 2;
-    plan->shared_bytes = static_cast<int>(sizeof(IntegerPair)) * shape.columns * plan->blocks *
-                         (shape.threads / kWarp);
+    plan->shared_bytes =
+        static_cast<int>(sizeof(Pair)) * shape.columns * plan->blocks * (shape.threads / kWarp);
     return Fits(*plan);
   }
   return false;

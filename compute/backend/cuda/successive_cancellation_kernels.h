@@ -21,7 +21,6 @@ struct CancelPanel {
   int32_t* codes = nullptr;       // z, cols x rows
   double* gamma = nullptr;        // cols
   int* too_large = nullptr;       // set to 1 where a code leaves +-2^30
-  int* wide = nullptr;            // set to 1 where a cluster meets codes that it cannot sum up
   // Where blocks of a grid leave their sums for each other: CancelPlan::Sums(), every bit set
   // before the first panel.
   double* sums = nullptr;
@@ -39,9 +38,8 @@ struct CancelPlan {
   int64_t Sums(int64_t cols) const { return cluster ? 0 : 2 * cols * blocks; }
 };
 
-// Two to four times as fast as a grid, for codes below 4096 only: whatever else is set `wide`.
-// False where the rows (more than 32,768) or the device (before compute capability 9) do not allow
-// it.
+// About twice as fast as a grid. False where the rows (more than 32,768) or the device (before
+// compute capability 9) do not allow it.
 bool PlanClusterCancellation(int device, int64_t rows, CancelPlan* plan);
 cudaError_t PlanGridCancellation(int device, int64_t rows, CancelPlan* plan);
 
