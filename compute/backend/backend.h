@@ -339,6 +339,9 @@ class Backend {
   // Mean square of each column: C.
   virtual absl::StatusOr<std::vector<double>> ColumnEnergies(Stream& stream,
                                                              const DeviceTensor& matrix) = 0;
+  // Mean square of each row: R.
+  virtual absl::StatusOr<std::vector<double>> RowEnergies(Stream& stream,
+                                                          const DeviceTensor& matrix) = 0;
   // FAILED_PRECONDITION where M + added I is not positive definite in float64, INVALID_ARGUMENT
   // where M is not symmetric to 1e-6 of its diagonal.
   virtual absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,

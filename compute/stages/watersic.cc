@@ -222,34 +222,25 @@ class Solver {
         .status();
   }
 
-  // Rows spread over the whole layer, which stand for it.
-  struct Pilot {
-    DeviceTensor target;  // C x kPilotRows
-    double smaller;       // than the layer's rows, in bits: means of log2 of the rows' targets
-  };
-  absl::StatusOr<Pilot> TakePilot() {
-    std::vector<int64_t> rows(kPilotRows);
-    for (int64_t i = 0; i < kPilotRows; ++i) rows[i] = i * rows_ / kPilotRows;
-    absl::StatusOr<DeviceTensor> target =
-        backend_.Submatrix(stream_, lattice_.target, std::vector<int64_t>(), rows);
-    if (!target.ok()) return target.status();
-    // A target's rows are the columns of what is stored.
+  // The target of kPilotRows rows, which stand for all: the quantiles of their energies. What a row
+  // costs goes with the logarithm of that.
+  absl::StatusOr<DeviceTensor> PilotTarget() {
     const absl::StatusOr<std::vector<double>> energies =
-        backend_.ColumnEnergies(stream_, lattice_.target);
+        backend_.RowEnergies(stream_, inputs_.weight);
     if (!energies.ok()) return energies.status();
-    std::vector<double> logs;
-    for (const double energy : *energies) {
-      logs.push_back(energy > 0.0 ? 0.5 * std::log2(energy) : 0.0);
-    }
-    double pilot = 0.0;
-    for (const int64_t row : rows) pilot += logs[row] / kPilotRows;
-    return Pilot{.target = *std::move(target), .smaller = Mean(logs) - pilot};
+    std::vector<int64_t> order(rows_);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return (*energies)[a] < (*energies)[b]; });
+    std::vector<int64_t> rows(kPilotRows);
+    for (int64_t i = 0; i < kPilotRows; ++i) rows[i] = order[(2 * i + 1) * rows_ / kPilotRows / 2];
+    return backend_.Submatrix(stream_, lattice_.target, std::vector<int64_t>(), rows);
   }
 
-  // The rate of all rows.
-  absl::StatusOr<double> PilotRate(const Pilot& pilot, double nominal) {
+  // The rate of all rows by those of the pilot.
+  absl::StatusOr<double> PilotRate(const DeviceTensor& target, double nominal) {
     const absl::StatusOr<LatticeCodes> codes =
-        backend_.CancelSuccessively(stream_, inputs_.factor, pilot.target, Spacing(nominal));
+        backend_.CancelSuccessively(stream_, inputs_.factor, target, Spacing(nominal));
     if (!codes.ok()) return codes.status();
     const absl::StatusOr<CodeCounts> counts =
         backend_.CountCodes(stream_, codes->codes, 0, kPilotRows);
@@ -257,16 +248,15 @@ class Solver {
     CodingModel model = ChooseModel(*counts);
     const double share = static_cast<double>(rows_) / kPilotRows;
     model.bits = model.fixed_bits + share * (model.bits - model.fixed_bits);
-    const double rate = BitsPerWeight(EstimateCodedBits(model, rows_ * LiveCols()));
-    return rate + pilot.smaller * PredictedSlope(nominal);
+    return BitsPerWeight(EstimateCodedBits(model, rows_ * LiveCols()));
   }
 
   // Where the search begins, from the prediction on.
   absl::StatusOr<double> StartByPilot(double nominal) {
-    const absl::StatusOr<Pilot> pilot = TakePilot();
-    if (!pilot.ok()) return pilot.status();
+    const absl::StatusOr<DeviceTensor> target = PilotTarget();
+    if (!target.ok()) return target.status();
     for (int step = 0; step < kMaxPilotSteps; ++step) {
-      const absl::StatusOr<double> rate = PilotRate(*pilot, nominal);
+      const absl::StatusOr<double> rate = PilotRate(*target, nominal);
       if (absl::IsOutOfRange(rate.status())) break;  // too fine: the search finds out how fine
       if (!rate.ok()) return rate.status();
       const double miss = problem_.recipe.rate_bits - *rate;

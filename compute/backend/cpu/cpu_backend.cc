@@ -230,6 +230,12 @@ class CpuBackend final : public Backend {
     return CpuColumnEnergies(pool_, stream, matrix);
   }
 
+  absl::StatusOr<std::vector<double>> RowEnergies(Stream& stream,
+                                                  const DeviceTensor& matrix) override {
+    if (absl::Status status = operands::CheckMatrix(matrix); !status.ok()) return status;
+    return CpuRowEnergies(pool_, stream, matrix);
+  }
+
   absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
                                             double added) override {
     if (absl::Status status = operands::CheckMoment(moment); !status.ok()) return status;

@@ -108,6 +108,21 @@ absl::StatusOr<std::vector<double>> CpuColumnEnergies(WorkerPool& pool, Stream& 
   return energies;
 }
 
+absl::StatusOr<std::vector<double>> CpuRowEnergies(WorkerPool& pool, Stream& stream,
+                                                   const DeviceTensor& matrix) {
+  const int64_t cols = matrix.dim(1);
+  const double* values = Doubles(matrix);
+  std::vector<double> energies(matrix.dim(0));
+  pool.ParallelFor(0, matrix.dim(0), 64, [&](int64_t b, int64_t e) {
+    for (int64_t r = b; r < e; ++r) {
+      const double* row = values + r * cols;
+      energies[r] = std::inner_product(row, row + cols, row, 0.0) / static_cast<double>(cols);
+    }
+  });
+  if (absl::Status status = stream.CheckCancelled(); !status.ok()) return status;
+  return energies;
+}
+
 absl::StatusOr<MomentFactor> CpuFactorMoment(WorkerPool& pool, Stream& stream,
                                              const DeviceTensor& moment, double added) {
   const int64_t cols = moment.dim(0);

@@ -17,6 +17,8 @@ absl::StatusOr<DeviceTensor> CpuSubmatrix(WorkerPool& pool, Stream& stream,
                                           absl::Span<const int64_t> columns);
 absl::StatusOr<std::vector<double>> CpuColumnEnergies(WorkerPool& pool, Stream& stream,
                                                       const DeviceTensor& matrix);
+absl::StatusOr<std::vector<double>> CpuRowEnergies(WorkerPool& pool, Stream& stream,
+                                                   const DeviceTensor& matrix);
 absl::StatusOr<MomentFactor> CpuFactorMoment(WorkerPool& pool, Stream& stream,
                                              const DeviceTensor& moment, double added);
 absl::StatusOr<LatticeProblem> CpuPrepareLattice(WorkerPool& pool, Stream& stream,

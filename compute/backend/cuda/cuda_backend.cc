@@ -190,6 +190,13 @@ class CudaBackend final : public Backend {
     return CudaColumnEnergies(**cuda, matrix);
   }
 
+  absl::StatusOr<std::vector<double>> RowEnergies(Stream& stream,
+                                                  const DeviceTensor& matrix) override {
+    auto cuda = Enter(stream, operands::CheckMatrix(matrix));
+    if (!cuda.ok()) return cuda.status();
+    return CudaRowEnergies(**cuda, matrix);
+  }
+
   absl::StatusOr<MomentFactor> FactorMoment(Stream& stream, const DeviceTensor& moment,
                                             double added) override {
     auto cuda = Enter(stream, operands::CheckMoment(moment));

@@ -110,4 +110,16 @@ absl::StatusOr<std::vector<double>> CudaColumnEnergies(CudaStream& stream,
   return CopyToHost(stream, means, cols);
 }
 
+absl::StatusOr<std::vector<double>> CudaRowEnergies(CudaStream& stream,
+                                                    const DeviceTensor& matrix) {
+  const int64_t rows = matrix.dim(0);
+  auto energies = DeviceBuffer<double>::Allocate(stream, rows);
+  if (!energies.ok()) return energies.status();
+  absl::Status status = ToStatus(LaunchRowEnergies(stream.get(), rows, matrix.dim(1),
+                                                   DeviceData<double>(matrix), energies->data()),
+                                 "row energies");
+  if (!status.ok()) return status;
+  return CopyToHost(stream, energies->data(), rows);
+}
+
 }  // namespace quantd::compute

@@ -24,5 +24,6 @@ absl::StatusOr<DeviceTensor> CudaSubmatrix(CudaStream& stream, const DeviceTenso
 absl::StatusOr<std::vector<double>> CudaDiagonal(CudaStream& stream, const DeviceTensor& matrix);
 absl::StatusOr<std::vector<double>> CudaColumnEnergies(CudaStream& stream,
                                                        const DeviceTensor& matrix);
+absl::StatusOr<std::vector<double>> CudaRowEnergies(CudaStream& stream, const DeviceTensor& matrix);
 
 }  // namespace quantd::compute

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "compute/backend/cuda/block_reduce.cuh"
 #include "compute/backend/cuda/matrix_kernels.h"
 
 namespace quantd::compute {
@@ -89,6 +90,15 @@ __global__ void ColumnMeansKernel(int64_t rows, int64_t cols, const double* part
   double sum = 0.0;
   for (int64_t slice = 0; slice < kColumnSlices; ++slice) sum += partial[slice * cols + c];
   to[c] = sum / static_cast<double>(rows);
+}
+
+// One block a row.
+__global__ void RowEnergiesKernel(int64_t cols, const double* from, double* to) {
+  const double* const row = from + blockIdx.x * cols;
+  double sum = 0.0;
+  for (int64_t c = threadIdx.x; c < cols; c += kThreads) sum += row[c] * row[c];
+  sum = OverBlock(sum, SumOf());
+  if (threadIdx.x == 0) to[blockIdx.x] = sum / static_cast<double>(cols);
 }
 
 __global__ void LowerPlusDiagonalKernel(int64_t size, const double* from, double added,
@@ -191,6 +201,13 @@ cudaError_t LaunchColumnEnergies(cudaStream_t stream, int64_t rows, int64_t cols
   ColumnSquaresKernel<<<dim3(blocks, kColumnSlices), kThreads, 0, stream>>>(rows, cols, from,
                                                                             partial);
   ColumnMeansKernel<<<blocks, kThreads, 0, stream>>>(rows, cols, partial, to);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchRowEnergies(cudaStream_t stream, int64_t rows, int64_t cols, const double* from,
+                              double* to) {
+  if (rows == 0) return cudaSuccess;
+  RowEnergiesKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(cols, from, to);
   return cudaGetLastError();
 }
 

@@ -33,6 +33,9 @@ cudaError_t LaunchDiagonal(cudaStream_t stream, int64_t size, const double* from
 constexpr int64_t kColumnSlices = 32;
 cudaError_t LaunchColumnEnergies(cudaStream_t stream, int64_t rows, int64_t cols,
                                  const double* from, double* partial, double* to);
+// to[r] = sum over columns of from[r, c]^2 / cols, in a fixed order.
+cudaError_t LaunchRowEnergies(cudaStream_t stream, int64_t rows, int64_t cols, const double* from,
+                              double* to);
 
 // to = from + added I in the lower triangle, 0 above it. Row-major, size x size.
 cudaError_t LaunchLowerPlusDiagonal(cudaStream_t stream, int64_t size, const double* from,

@@ -45,13 +45,16 @@ TEST_F(CudaMatrixTest, SlicesAndGathers) {
   EXPECT_EQ(read(cuda_), read(cpu_));
 }
 
-TEST_F(CudaMatrixTest, DiagonalAndColumnEnergies) {
+TEST_F(CudaMatrixTest, DiagonalAndEnergies) {
   const Tensor m = Random({131, 131}, 2);
   EXPECT_EQ(cuda_.backend->Diagonal(*cuda_.stream, cuda_.Upload(m)).value(),
             cpu_.backend->Diagonal(*cpu_.stream, cpu_.Upload(m)).value());
   const Tensor w = Random({517, 131}, 3);
   EXPECT_LT(RelativeDistance(cuda_.backend->ColumnEnergies(*cuda_.stream, cuda_.Upload(w)).value(),
                              cpu_.backend->ColumnEnergies(*cpu_.stream, cpu_.Upload(w)).value()),
+            1e-14);
+  EXPECT_LT(RelativeDistance(cuda_.backend->RowEnergies(*cuda_.stream, cuda_.Upload(w)).value(),
+                             cpu_.backend->RowEnergies(*cpu_.stream, cpu_.Upload(w)).value()),
             1e-14);
 }
 
