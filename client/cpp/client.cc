@@ -58,17 +58,22 @@ Client::~Client() = default;
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& options) {
   auto connection = Connection::Create(options);
   if (!connection.ok()) return connection.status();
-  // One attempt: somebody who mistyped an address wants to know now.
   v1::ServerInfo info;
-  const absl::Status status =
-      CallOnce(**connection, *(*connection)->server_stub, &v1::Server::Stub::GetServerInfo,
-               v1::GetServerInfoRequest(), &info, options.connect_timeout);
-  if (absl::IsDeadlineExceeded(status)) {
-    return absl::UnavailableError(absl::StrCat("the server at ", options.address,
-                                               " did not answer within ",
-                                               absl::FormatDuration(options.connect_timeout)));
+  Backoff backoff(options.retry_for);
+  while (true) {
+    const absl::Status status =
+        CallOnce(**connection, *(*connection)->server_stub, &v1::Server::Stub::GetServerInfo,
+                 v1::GetServerInfoRequest(), &info, options.connect_timeout);
+    if (status.ok()) break;
+    if (absl::IsDeadlineExceeded(status)) {
+      return absl::UnavailableError(absl::StrCat("the server at ", options.address,
+                                                 " did not answer within ",
+                                                 absl::FormatDuration(options.connect_timeout)));
+    }
+    // One attempt where nobody answers: somebody who mistyped an address wants to know now.
+    if (!IsAtLimit(status)) return status;
+    if (absl::Status stop = (*connection)->WaitToRetry(status, backoff); !stop.ok()) return stop;
   }
-  if (!status.ok()) return status;
   (*connection)->SetServer(FromWire(info));
   return std::unique_ptr<Client>(new Client(*std::move(connection)));
 }

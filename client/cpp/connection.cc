@@ -126,11 +126,14 @@ absl::Status Connection::ToStatus(const grpc::Status& status) const {
   return StatusFromWire(status.error_code(), status.error_message(), status.error_details());
 }
 
+bool IsAtLimit(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) && RetryDelay(status).has_value();
+}
+
 bool IsTransient(const absl::Status& status) {
   // A server that shuts down ends its streams with CANCELLED; our own cancellation reads
   // "interrupted" and is seen to before.
-  return absl::IsUnavailable(status) ||
-         (absl::IsResourceExhausted(status) && RetryDelay(status).has_value()) ||
+  return absl::IsUnavailable(status) || IsAtLimit(status) ||
          (absl::IsCancelled(status) && status.message() != "interrupted") ||
          (absl::IsUnknown(status) && absl::StrContains(status.message(), "Stream removed"));
 }

@@ -59,8 +59,10 @@ class Connection {
   std::set<grpc::ClientContext*> running_;
 };
 
-// Whether a call may succeed if it is made again: the server is away, starting or draining, or says
-// when to come back to a limit that is reached now (RetryInfo).
+// Whether a limit is reached that the server expects to be free again, and says when (RetryInfo).
+bool IsAtLimit(const absl::Status& status);
+// Whether a call may succeed if it is made again: the server is away, starting or draining, or the
+// call is at a limit.
 bool IsTransient(const absl::Status& status);
 
 // The context of one call: credential, deadline, and being found by Interrupt.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 from quantd.v1 import calibration_pb2, jobs_pb2, server_pb2, weights_pb2
 from reliability.abuse import HealthyClient, SlowClients, _open_streams, send_random_names
 
+from .prometheus_text import parse
 from .refusal import refused
-from .server_process import Server, eventually
+from .server_process import Server, eventually, seconds
 from .wire import (
     F64,
     ActivationStream,
@@ -210,6 +212,35 @@ def test_calls_at_once(start_server: Callable[..., Server]) -> None:
         stream.finish()
     eventually(lambda: _answers(server), "the places are free again")
     works(server.api)
+
+
+def test_quantctl_comes_back_to_a_limit(
+    start_server: Callable[..., Server], quantctl: Callable[..., Any]
+) -> None:
+    """Refused at the number of calls, it waits as the server says and gets through after that."""
+    server = start_server(config="limits { max_calls_per_tenant: 1 }")
+    stream = ActivationStream(
+        server.api, activation_header(server.api.statistic_name("holds-the-place"), COLS)
+    )
+
+    def refusals() -> float:
+        return parse(server.metrics()).value(
+            "quantd_rejected_requests_total", reason="TOO_MANY_CALLS"
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(quantctl, "--server", server.address, "statistics")
+        eventually(lambda: refusals() > 0, "it has been refused")
+        assert not shown.done()
+        stream.finish()
+        done = shown.result(timeout=seconds(30))
+    assert done.returncode == 0, done.stderr
+    stream = ActivationStream(
+        server.api, activation_header(server.api.statistic_name("holds-it-again"), COLS)
+    )
+    at_once = quantctl("--server", server.address, "--retry_for", "0", "statistics")
+    assert at_once.returncode != 0 and "calls are open" in at_once.stderr
+    stream.finish()
 
 
 # ---- bytes in flight -------------------------------------------------------------------------
