@@ -236,11 +236,15 @@ def test_python_client_weights_and_pairs(
     }
     with quantd.connect(server.address, TOKENS["alpha"], progress=False) as client:
         for name, beside in kinds.items():
-            client.stream_activations(f"{unique}-{name}", x, **beside)
+            client.stream_activations(f"{unique}-{name}", x, stream_id="a", **beside)
             if "paired" in beside:
                 beside["paired"] = torch.from_numpy(paired).cuda()
             client.stream_activations(
-                f"{unique}-{name}-cuda", torch.from_numpy(x).cuda(), cuda_ipc=True, **beside
+                f"{unique}-{name}-cuda",
+                torch.from_numpy(x).cuda(),
+                stream_id="a",
+                cuda_ipc=True,
+                **beside,
             )
     for name in kinds:
         _same_statistics(alpha, f"{unique}-{name}", f"{unique}-{name}-cuda")
@@ -277,7 +281,9 @@ def test_what_the_trainer_has_queued_is_waited_for(
     values = torch.from_numpy(activations_like(4096, COLS, seed=8).astype(np.float32))
     slow = torch.zeros(8192, 8192, device="cuda")
     with quantd.connect(server.address, TOKENS["alpha"], progress=False) as client:
-        with client.open_activation_stream(unique, COLS, dtype="f32", cuda_ipc=True) as stream:
+        with client.open_activation_stream(
+            unique, COLS, dtype="f32", stream_id="a", cuda_ipc=True
+        ) as stream:
             writer = torch.cuda.Stream()
             with torch.cuda.stream(writer):
                 for _ in range(20):
@@ -285,7 +291,7 @@ def test_what_the_trainer_has_queued_is_waited_for(
                 x.copy_(values.cuda())
                 stream.send(x)
                 x.fill_(float("nan"))
-        client.stream_activations(f"{unique}-inline", values.numpy())
+        client.stream_activations(f"{unique}-inline", values.numpy(), stream_id="a")
     _same_statistics(alpha, unique, f"{unique}-inline")
 
 

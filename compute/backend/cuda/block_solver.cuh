@@ -416,6 +416,7 @@ __device__ void OrthogonalizeColumns(int given_n, double* g, double* v, int give
                 g[at.p * ld + i] = c * x[e] - s * y[e];
                 g[at.q * ld + i] = s * x[e] + c * y[e];
               }
+              __syncwarp(mask);  // all lanes have read the norms
               if (lane == 0) {
                 const double mixed = 2.0 * c * s * cross;
                 norms[at.p] = fmax(c * c * p - mixed + s * s * q, 0.0);
@@ -442,7 +443,6 @@ __device__ void OrthogonalizeColumns(int given_n, double* g, double* v, int give
           }
         }
       }
-      __syncwarp();  // its groups have rotated, or not, apart from each other
       __syncthreads();
     }
     if (!__syncthreads_or(unfinished)) return;
