@@ -159,6 +159,7 @@ StatisticsOptions MakeStatisticsOptions(const ServerConfig& config) {
   options.moment_cache_bytes = config.limits.moment_cache_bytes > 0
                                    ? config.limits.moment_cache_bytes
                                    : PhysicalMemory() / 8;
+  options.open_sum_bytes = config.limits.open_sum_bytes;
   return options;
 }
 
@@ -264,8 +265,12 @@ RetentionActions MakeRetentionActions(JobEngine& engine, Statistics& statistics,
 }
 
 void RefreshGauges(Metrics& metrics, const ServerConfig& config, const JobEngine& engine,
-                   const std::vector<compute::Backend*>& backends, BlobStore& blobs) {
+                   const std::vector<compute::Backend*>& backends, const Statistics& statistics,
+                   BlobStore& blobs) {
   metrics.SetSyncFailures(SyncFailures());
+  for (const auto& [device, sums] : statistics.OpenSumsOfDevices()) {
+    metrics.SetOpenSums(device, sums.bytes, sums.waiting, sums.page_outs);
+  }
   std::error_code unknown;
   if (const auto disk = std::filesystem::space(config.data_dir, unknown); !unknown) {
     metrics.SetDisk(static_cast<int64_t>(disk.available), static_cast<int64_t>(disk.capacity));
@@ -467,7 +472,7 @@ absl::Status Serve(const ServerConfig& config, const Flags& flags) {
   Readiness readiness(**jobs, *metrics);
   metrics->OnScrape([&](Metrics& m) {
     readiness.Check().IgnoreError();  // the metrics tell
-    RefreshGauges(m, config, *engine, backends, *blobs);
+    RefreshGauges(m, config, *engine, backends, statistics, *blobs);
   });
 
   IdleStreams idle(absl::Seconds(config.limits.idle_stream_seconds));

@@ -55,6 +55,7 @@ LimitsConfig LimitsFrom(const config::v1::LimitsConfig& proto) {
   TakeIfGiven(proto.max_layer_bytes(), limits.max_layer_bytes);
   TakeIfGiven(proto.max_statistics_per_tenant(), limits.max_statistics_per_tenant);
   TakeIfGiven(proto.moment_cache_bytes(), limits.moment_cache_bytes);
+  TakeIfGiven(proto.open_sum_bytes(), limits.open_sum_bytes);
   TakeIfGiven(proto.max_stored_bytes(), limits.max_stored_bytes);
   TakeIfGiven(proto.max_inflight_bytes(), limits.max_inflight_bytes);
   TakeIfGiven(proto.max_messages_per_second(), limits.max_messages_per_second);

@@ -70,6 +70,7 @@ struct LimitsConfig {
   int64_t max_layer_bytes = 0;  // 0: 3/4 of the device's memory
   int max_statistics_per_tenant = 10000;
   int64_t moment_cache_bytes = 0;  // 0: 1/8 of the machine's memory
+  int64_t open_sum_bytes = 0;      // 0: 1/4 of the device's memory
   int64_t max_stored_bytes = 0;    // of each tenant; 0: no limit
   int64_t max_inflight_bytes = 0;  // 0: 1/8 of the machine's memory
   double max_messages_per_second = 20'000;

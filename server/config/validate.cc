@@ -54,6 +54,7 @@ absl::Status CheckRanges(const ServerConfig& config) {
       {"limits.max_layer_bytes", limits.max_layer_bytes, 0, kMaxInt64},
       {"limits.max_statistics_per_tenant", limits.max_statistics_per_tenant, 1, 10'000'000},
       {"limits.moment_cache_bytes", limits.moment_cache_bytes, 0, kMaxInt64},
+      {"limits.open_sum_bytes", limits.open_sum_bytes, 0, kMaxInt64},
       {"limits.max_stored_bytes", limits.max_stored_bytes, 0, kMaxInt64},
       {"retention.ended_jobs_seconds", retention.ended_jobs_seconds, 0, kMaxSeconds},
       {"retention.unused_statistics_seconds", retention.unused_statistics_seconds, 0, kMaxSeconds},

@@ -47,7 +47,7 @@ void Remember(std::vector<uint32_t>& crcs, uint32_t crc) {
 
 ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor,
                                    JobStore& jobs, BlobStore& blobs, MomentCache& cache,
-                                   CommitPolicy policy, AccumulatorMaker make_accumulator)
+                                   CommitPolicy policy, Device device)
     : target_(std::move(target)),
       opened_at_seq_(resumed.durable_seq),
       jobs_(jobs),
@@ -58,9 +58,13 @@ ActivationStream::ActivationStream(Target target, StatisticStreamRecord resumed,
       strand_(executor),
       pushed_seq_(resumed.durable_seq),
       recent_crcs_(resumed.recent_crcs),
-      make_accumulator_(std::move(make_accumulator)),
+      device_(std::move(device)),
       durable_(std::move(resumed)),
       accumulated_(durable_) {}
+
+ActivationStream::~ActivationStream() {
+  if (memory_.id != 0) device_.memory->Release(memory_.id);
+}
 
 void ActivationStream::SetListener(ActivationListener listener) {
   strand_.Post([self = shared_from_this(), listener = std::move(listener)]() mutable {
@@ -168,7 +172,9 @@ absl::Status ActivationStream::Push(ActivationChunk chunk) {
     absl::MutexLock lock(&mutex_);
     queued_bytes_ += chunk.bytes();
   }
-  strand_.Post([self = shared_from_this(), chunk = std::move(chunk)] { self->Accumulate(chunk); });
+  strand_.Post([self = shared_from_this(), chunk = std::move(chunk)]() mutable {
+    self->Accumulate(std::move(chunk));
+  });
   return absl::OkStatus();
 }
 
@@ -179,7 +185,7 @@ int64_t ActivationStream::queued_bytes() const {
 
 absl::Status ActivationStream::Add(const ActivationChunk& chunk) {
   if (accumulator_ == nullptr) {
-    auto made = make_accumulator_();
+    auto made = device_.make_accumulator(durable_.snapshot);
     if (!made.ok()) return made.status();
     accumulator_ = *std::move(made);
   }
@@ -191,7 +197,77 @@ absl::Status ActivationStream::Add(const ActivationChunk& chunk) {
                             .paired = AsBytes(chunk.paired)});
 }
 
-void ActivationStream::Accumulate(const ActivationChunk& chunk) {
+bool ActivationStream::MayAccumulate() {
+  // A sum that is about to go takes no more: what is committed now is all of it.
+  if (page_out_ && committing_) return false;
+  if (memory_.granted) {
+    device_.memory->Touch(memory_.id);
+    return true;
+  }
+  if (memory_.id != 0) return false;
+  const auto on_strand = [this](void (ActivationStream::*member)(SumMemory::Id)) {
+    return [weak = weak_from_this(), member](SumMemory::Id id) {
+      const auto self = weak.lock();
+      if (self == nullptr) return;
+      self->strand_.Post([self, member, id] { (self.get()->*member)(id); });
+    };
+  };
+  memory_ = device_.memory->Take({.bytes = device_.bytes,
+                                  .granted = on_strand(&ActivationStream::MemoryGranted),
+                                  .page_out = on_strand(&ActivationStream::PageOut)});
+  return memory_.granted;
+}
+
+void ActivationStream::Accumulate(ActivationChunk chunk) {
+  if (failure_.ok() && (!waiting_.empty() || !MayAccumulate())) {
+    waiting_.push_back(std::move(chunk));
+    return;
+  }
+  AccumulateNow(chunk);
+}
+
+void ActivationStream::MemoryGranted(SumMemory::Id id) {
+  if (memory_.id != id) return;  // given back meanwhile
+  memory_.granted = true;
+  AccumulateWaiting();
+}
+
+void ActivationStream::AccumulateWaiting() {
+  while (!waiting_.empty() && MayAccumulate()) {
+    const ActivationChunk chunk = std::move(waiting_.front());
+    waiting_.pop_front();
+    AccumulateNow(chunk);
+  }
+  CompleteIfDone();
+}
+
+void ActivationStream::PageOut(SumMemory::Id id) {
+  if (memory_.id != id) return;
+  page_out_ = true;
+  MaybeCommit();
+  MaybePageOut();
+}
+
+void ActivationStream::MaybePageOut() {
+  if (!page_out_ || committing_ || undurable_bytes_ > 0) return;
+  GiveMemoryBack();
+  if (!waiting_.empty() && MayAccumulate()) AccumulateWaiting();
+}
+
+void ActivationStream::GiveMemoryBack() {
+  page_out_ = false;
+  accumulator_ = nullptr;
+  const SumMemory::Id id = std::exchange(memory_, {}).id;
+  if (id != 0) device_.memory->Release(id);
+}
+
+void ActivationStream::DropWaiting() {
+  absl::MutexLock lock(&mutex_);
+  for (const ActivationChunk& chunk : waiting_) queued_bytes_ -= chunk.bytes();
+  waiting_.clear();
+}
+
+void ActivationStream::AccumulateNow(const ActivationChunk& chunk) {
   const int64_t size = chunk.bytes();
   if (failure_.ok()) {
     const absl::Status status = Add(chunk);
@@ -240,12 +316,14 @@ void ActivationStream::Finish(std::function<void(absl::Status)> done) {
 void ActivationStream::MaybeCommit() {
   if (committing_ || !failure_.ok()) return;
   if (undurable_bytes_ == 0) {
+    if (!waiting_.empty()) return;
     if (flush_requested_) ReportProgress();
     flush_requested_ = false;
     return;
   }
   const absl::Time now = absl::Now();
-  const bool asked = flush_requested_ || finish_done_ != nullptr;
+  const bool asked = waiting_.empty() && (flush_requested_ || finish_done_ != nullptr ||
+                                          (page_out_ && queued_bytes() == 0));
   const bool enough = undurable_bytes_ >= policy_.bytes && now - last_commit_ >= 4 * commit_cost_;
   const bool waited = now - first_undurable_ >= std::max(policy_.interval, 10 * commit_cost_);
   if (asked || enough || waited) StartCommit();
@@ -270,10 +348,11 @@ void ActivationStream::StartCommit() {
   }
   // Disk work runs beside the strand: accumulation goes on while the snapshot is written.
   executor_.Post([self = shared_from_this(), record = std::move(record), first,
-                  last = finish_done_ != nullptr, moment = std::move(*snapshot)]() mutable {
+                  soon_read = finish_done_ != nullptr || page_out_,
+                  moment = std::move(*snapshot)]() mutable {
     const absl::Time started = absl::Now();
     const absl::Status status = self->Commit(moment, record);
-    if (status.ok() && last) {
+    if (status.ok() && soon_read) {
       self->cache_.Put(record.snapshot.name,
                        std::make_shared<const compute::SecondMoment>(std::move(moment)));
     }
@@ -315,6 +394,7 @@ void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRe
     }
     ReportProgress();
     MaybeCommit();
+    MaybePageOut();
   } else {
     Fail(Annotate(status, absl::StrCat("committing chunk ", record.durable_seq, " of ",
                                        StatisticName(target_.tenant, target_.statistic))));
@@ -325,6 +405,8 @@ void ActivationStream::FinishCommit(absl::Status status, const StatisticStreamRe
 void ActivationStream::Fail(const absl::Status& status) {
   if (!failure_.ok()) return;
   failure_ = status;
+  DropWaiting();
+  GiveMemoryBack();
   if (listener_.failed) listener_.failed(status);
 }
 
@@ -336,7 +418,8 @@ void ActivationStream::ReportProgress() {
 
 void ActivationStream::CompleteIfDone() {
   if (finish_done_ == nullptr || committing_) return;
-  if (failure_.ok() && undurable_bytes_ > 0) return;
+  if (failure_.ok() && (undurable_bytes_ > 0 || !waiting_.empty())) return;
+  GiveMemoryBack();
   // The listener may hold the last reference to whoever listens: let it go with the stream.
   listener_ = {};
   std::exchange(finish_done_, nullptr)(failure_);

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 #include "compute/backend/backend.h"
 #include "server/ingest/moment_cache.h"
 #include "server/ingest/strand.h"
+#include "server/ingest/sum_memory.h"
 #include "server/store/blob_store.h"
 #include "server/store/job_store.h"
 
@@ -58,8 +60,8 @@ struct ActivationListener {
 
 // One writer's stream of activations into one statistic: checks chunks, accumulates them in order
 // on a strand and commits {partial sum, durable_seq} as one. The sum depends only on the tokens'
-// order, so a crash and a resend give the same bits. Push, Flush and Finish are called by one
-// thread at a time.
+// order, so a crash and a resend give the same bits, and so does a sum that is paged out to its
+// snapshot while others need the device. Push, Flush and Finish are called by one thread at a time.
 class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
  public:
   struct Target {
@@ -67,13 +69,20 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
     std::string statistic;
     compute::MomentSpec spec;
   };
-  // Called at most once, with the first chunk: a stream that sends nothing takes no memory for
-  // sums.
+  // Makes an accumulator that goes on from a snapshot (unnamed: from nothing). Called with the
+  // first chunk, as a stream that sends nothing takes no memory for sums, and after each page-out.
   using AccumulatorMaker =
-      std::function<absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>>()>;
+      std::function<absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>>(
+          const BlobRef& snapshot)>;
+  // Where its sum is: `bytes` of `memory`.
+  struct Device {
+    std::shared_ptr<SumMemory> memory;
+    int64_t bytes;
+    AccumulatorMaker make_accumulator;
+  };
   ActivationStream(Target target, StatisticStreamRecord resumed, Executor& executor, JobStore& jobs,
-                   BlobStore& blobs, MomentCache& cache, CommitPolicy policy,
-                   AccumulatorMaker make_accumulator);
+                   BlobStore& blobs, MomentCache& cache, CommitPolicy policy, Device device);
+  ~ActivationStream();
 
   void SetListener(ActivationListener listener);
   int64_t durable_seq() const { return opened_at_seq_; }  // when the stream was opened
@@ -98,8 +107,18 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   absl::Status CheckWeights(const ActivationChunk& chunk) const;
   absl::Status CheckResent(const ActivationChunk& chunk) const;
   // The rest runs on the strand.
-  void Accumulate(const ActivationChunk& chunk);
+  void Accumulate(ActivationChunk chunk);
+  void AccumulateNow(const ActivationChunk& chunk);
   absl::Status Add(const ActivationChunk& chunk);
+  // True where the sum may be on the device and added to; else chunks wait until it is.
+  bool MayAccumulate();
+  void MemoryGranted(SumMemory::Id id);
+  void AccumulateWaiting();
+  void PageOut(SumMemory::Id id);
+  // Once nothing of it is undurable.
+  void MaybePageOut();
+  void GiveMemoryBack();
+  void DropWaiting();
   void MaybeCommit();
   void StartCommit();
   // Beside the strand: writes the partial sum and moves the durable sequence number with it.
@@ -126,8 +145,11 @@ class ActivationStream : public std::enable_shared_from_this<ActivationStream> {
   int64_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 
   // Of the strand.
-  const AccumulatorMaker make_accumulator_;
-  std::unique_ptr<compute::MomentAccumulator> accumulator_;  // null until the first chunk
+  const Device device_;
+  SumMemory::Taken memory_;                                  // id 0: neither held nor asked for
+  bool page_out_ = false;                                    // others wait for its memory
+  std::deque<ActivationChunk> waiting_;                      // for memory, in order
+  std::unique_ptr<compute::MomentAccumulator> accumulator_;  // null: not on the device
   StatisticStreamRecord durable_;                            // as committed
   StatisticStreamRecord accumulated_;  // with everything accumulated; snapshot unused
   ActivationListener listener_;

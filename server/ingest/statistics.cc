@@ -45,6 +45,13 @@ absl::Status CheckSameSpec(const StatisticRecord& stored, const compute::MomentS
   return absl::OkStatus();
 }
 
+// Of a sum on its device, with the tokens that are gathered until they are multiplied.
+int64_t OpenSumBytes(const compute::MomentSpec& spec) {
+  constexpr int64_t kSlices = 2;
+  return (spec.SumElements() + kSlices * compute::kSliceTokens * spec.TokenValues()) *
+         static_cast<int64_t>(sizeof(double));
+}
+
 absl::Status Sealed(absl::string_view tenant, absl::string_view statistic) {
   return FailedPrecondition("STATISTIC_SEALED", StatisticName(tenant, statistic),
                             "it is sealed and takes no more activations");
@@ -61,12 +68,17 @@ Statistics::Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Ba
                        std::function<void(const std::string&, const std::string&)> sealed)
     : jobs_(jobs),
       blobs_(blobs),
-      backends_(std::move(backends)),
       executor_(executor),
       options_(options),
       sealed_(std::move(sealed)),
-      cache_(options.moment_cache_bytes),
-      ticker_([this] { TickStreams(); }) {}
+      cache_(options.moment_cache_bytes) {
+  for (compute::Backend* backend : backends) {
+    const int64_t budget = options_.open_sum_bytes > 0 ? options_.open_sum_bytes
+                                                       : backend->Describe().memory_bytes / 4;
+    devices_.push_back({backend, std::make_shared<SumMemory>(budget)});
+  }
+  ticker_ = std::thread([this] { TickStreams(); });
+}
 
 Statistics::~Statistics() {
   {
@@ -115,6 +127,16 @@ absl::Status Statistics::Hold(const Declaration& d) {
   ++open;
   live.streams.emplace(d.stream_id, nullptr);
   return absl::OkStatus();
+}
+
+std::map<std::string, Statistics::OpenSums> Statistics::OpenSumsOfDevices() const {
+  std::map<std::string, OpenSums> sums;
+  for (const Device& device : devices_) {
+    sums[device.backend->Describe().name] = {.bytes = device.memory->held_bytes(),
+                                             .waiting = device.memory->waiting(),
+                                             .page_outs = device.memory->page_outs()};
+  }
+  return sums;
 }
 
 std::map<std::string, int> Statistics::OpenStreams() {
@@ -197,7 +219,6 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
   if (known == record->streams.end()) {
     if (absl::Status status = CheckRoom(d); !status.ok()) return status;
   }
-  std::shared_ptr<const compute::SecondMoment> start;
   if (known != record->streams.end()) {
     if (known->dtype != d.dtype) {
       return InvalidField("header.dtype", absl::StrCat("expected ", compute::NameOf(known->dtype),
@@ -205,26 +226,22 @@ absl::StatusOr<std::shared_ptr<ActivationStream>> Statistics::OpenHeld(const Dec
                                                        compute::NameOf(d.dtype)));
     }
     stream = *known;
-    absl::StatusOr<std::shared_ptr<const compute::SecondMoment>> snapshot =
-        ReadMoment(stream.snapshot);
-    if (!snapshot.ok()) return snapshot.status();
-    start = *std::move(snapshot);
+    // A snapshot that cannot be read is an error of the opening.
+    if (const auto snapshot = ReadMoment(stream.snapshot); !snapshot.ok()) return snapshot.status();
   }
-  compute::Backend& backend = *backends_[next_backend_++ % backends_.size()];
-  ActivationStream::AccumulatorMaker make = [&backend, spec = record->spec] {
-    return backend.NewAccumulator(spec, nullptr);
+  Device& device = devices_[next_device_++ % devices_.size()];
+  const auto make =
+      [this, backend = device.backend, spec = record->spec](
+          const BlobRef& snapshot) -> absl::StatusOr<std::unique_ptr<compute::MomentAccumulator>> {
+    if (snapshot.name.empty()) return backend->NewAccumulator(spec, nullptr);
+    const auto start = ReadMoment(snapshot);
+    if (!start.ok()) return start.status();
+    return backend->NewAccumulator(spec, start->get());
   };
-  if (start != nullptr) {  // at once: a snapshot that does not fit is an error of the opening
-    auto resumed = backend.NewAccumulator(record->spec, start.get());
-    if (!resumed.ok()) return resumed.status();
-    using Held = std::unique_ptr<compute::MomentAccumulator>;
-    make = [held = std::make_shared<Held>(*std::move(resumed))]() -> absl::StatusOr<Held> {
-      return std::move(*held);
-    };
-  }
   return std::make_shared<ActivationStream>(
       ActivationStream::Target{d.tenant, d.statistic, record->spec}, std::move(stream), executor_,
-      jobs_, blobs_, cache_, options_.commit, std::move(make));
+      jobs_, blobs_, cache_, options_.commit,
+      ActivationStream::Device{device.memory, OpenSumBytes(record->spec), make});
 }
 
 absl::Status Statistics::BeginClosing(const StatisticKey& key) {

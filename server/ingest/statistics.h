@@ -29,6 +29,7 @@ struct StatisticsOptions {
   int64_t max_moment_bytes = int64_t{8} << 30;  // of one sum, in memory
   int64_t max_dimension = int64_t{1} << 20;
   int64_t moment_cache_bytes = int64_t{1} << 30;  // of moments at hand in memory
+  int64_t open_sum_bytes = 0;  // of open sums on a device; 0: a quarter of its memory
 };
 
 // Durable second moments and the streams that feed them. Thread-safe.
@@ -68,6 +69,13 @@ class Statistics {
                                                                     const std::string& statistic);
   absl::Status Delete(const std::string& tenant, const std::string& statistic);
 
+  struct OpenSums {
+    int64_t bytes = 0;      // on the device
+    int waiting = 0;        // streams that wait for room there
+    int64_t page_outs = 0;  // since the start
+  };
+  // By the name of the device.
+  std::map<std::string, OpenSums> OpenSumsOfDevices() const;
   // Of activations that are open, by tenant.
   std::map<std::string, int> OpenStreams();
   // Refuses new streams from now on: UNAVAILABLE.
@@ -100,8 +108,13 @@ class Statistics {
 
   JobStore& jobs_;
   BlobStore& blobs_;
-  const std::vector<compute::Backend*> backends_;
-  std::atomic<size_t> next_backend_{0};
+  // Where sums are accumulated.
+  struct Device {
+    compute::Backend* backend;
+    std::shared_ptr<SumMemory> memory;
+  };
+  std::vector<Device> devices_;
+  std::atomic<size_t> next_device_{0};
   Executor& executor_;
   const StatisticsOptions options_;
   const std::function<void(const std::string&, const std::string&)> sealed_;

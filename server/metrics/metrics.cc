@@ -125,6 +125,13 @@ struct Metrics::State final : public prometheus::Collectable {
     return families;
   }
 
+  // For counters of something else's: `to` never falls.
+  void RaiseTo(int64_t to, Counter& counter) {
+    std::lock_guard lock(refresh_mutex);
+    const double more = static_cast<double>(to) - counter.Value();
+    if (more > 0) counter.Increment(more);
+  }
+
   Labelled<Counter> MakeCounter(const char* name, const std::vector<std::string>& labels,
                                 const char* help) {
     definitions.push_back({name, "counter", labels, help});
@@ -211,6 +218,12 @@ struct Metrics::State final : public prometheus::Collectable {
       MakeGauge("quantd_device_memory_used_bytes", {"device"}, "Device memory in use.");
   Labelled<Gauge> memory_total =
       MakeGauge("quantd_device_memory_bytes", {"device"}, "Device memory that there is.");
+  Labelled<Gauge> open_sums = MakeGauge("quantd_open_sum_bytes", {"device"},
+                                        "Device memory that sums of open streams hold.");
+  Labelled<Gauge> waiting_sums = MakeGauge("quantd_waiting_sums", {"device"},
+                                           "Open streams that wait for room for their sums.");
+  Labelled<Counter> page_outs = MakeCounter("quantd_sum_page_outs_total", {"device"},
+                                            "Sums that made room for others on the device.");
   DeviceGauge utilisation{MakeGauge("quantd_device_utilisation_ratio", {"device"},
                                     "Share of the time in which the device computes.")};
   DeviceGauge power{MakeGauge("quantd_device_power_watts", {"device"}, "Power that it draws.")};
@@ -302,13 +315,8 @@ void Metrics::SetQuotaWaiting(absl::string_view quota, int waiting) {
 }
 
 void Metrics::SetPreemptions(int64_t by_priority, int64_t by_share) {
-  std::lock_guard lock(state_->refresh_mutex);
-  const auto raise = [&](absl::string_view reason, int64_t to) {
-    Counter& counter = state_->preemptions.With({reason});
-    counter.Increment(static_cast<double>(to) - counter.Value());
-  };
-  raise("priority", by_priority);
-  raise("share", by_share);
+  state_->RaiseTo(by_priority, state_->preemptions.With({"priority"}));
+  state_->RaiseTo(by_share, state_->preemptions.With({"share"}));
 }
 
 void Metrics::JobExpired() { state_->expired_jobs.Increment(); }
@@ -339,10 +347,13 @@ void Metrics::SetStoredBytes(const std::map<std::string, int64_t>& bytes) {
 void Metrics::Collected(absl::string_view kind) { state_->collected.With({kind}).Increment(); }
 
 void Metrics::SetSyncFailures(int64_t failures) {
-  Counter& counter = state_->sync_failures;
-  std::lock_guard lock(state_->refresh_mutex);
-  const double more = static_cast<double>(failures) - counter.Value();
-  if (more > 0) counter.Increment(more);
+  state_->RaiseTo(failures, state_->sync_failures);
+}
+
+void Metrics::SetOpenSums(absl::string_view device, int64_t bytes, int waiting, int64_t page_outs) {
+  state_->open_sums.With({device}).Set(static_cast<double>(bytes));
+  state_->waiting_sums.With({device}).Set(waiting);
+  state_->RaiseTo(page_outs, state_->page_outs.With({device}));
 }
 
 void Metrics::SetServing(bool serving) { state_->serving.Set(serving ? 1 : 0); }

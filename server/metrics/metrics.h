@@ -67,6 +67,9 @@ class Metrics {
   void SetQueueDepth(const std::map<std::string, int>& waiting);
   void SetRunningLayers(absl::string_view device, int layers);
   void SetDeviceMemory(absl::string_view device, int64_t used_bytes, int64_t total_bytes);
+  // Of open streams: bytes on the device, streams that wait for room there, and how many sums were
+  // asked to page out since the start, which never falls.
+  void SetOpenSums(absl::string_view device, int64_t bytes, int waiting, int64_t page_outs);
   struct DeviceActivity {
     std::optional<double> utilisation;  // 0..1
     std::optional<double> power_watts;

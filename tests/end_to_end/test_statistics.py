@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import quantd
 from quantd.v1 import calibration_pb2, jobs_pb2, recipe_pb2
 
+from .prometheus_text import parse
 from .refusal import refused, unharmed
 from .server_process import Server
 from .wire import (
@@ -53,6 +56,49 @@ def uncached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(directory, config="limits { moment_cache_bytes: 1 }").start()
     yield started
     started.stop()
+
+
+@pytest.fixture
+def one_sum_at_a_time(tmp_path: Path) -> Iterator[Server]:
+    """Whatever the sums of its open streams take, one has room on the device."""
+    started = Server(
+        tmp_path / "data",
+        config="limits { open_sum_bytes: 1 moment_cache_bytes: 1 }\n"
+        "durability { commit_interval_ms: 20 }",
+    ).start()
+    yield started
+    started.stop()
+
+
+def test_open_sums_take_turns_on_the_device(server: Server, one_sum_at_a_time: Server) -> None:
+    """More open streams than room for their sums, a killed server among it: the same bits."""
+    names = [f"turns-{i}" for i in range(5)]
+    x = {name: activations_like(2600, COLS, seed=i) for i, name in enumerate(names)}
+    one_sum_at_a_time.flags = [f"--listen={one_sum_at_a_time.address}"]
+    moments = {}
+    for each in (server, one_sum_at_a_time):
+        with quantd.connect(each.address, progress=False, retry_timeout_s=60) as client:
+            streams = {
+                name: client.open_activation_stream(name, COLS, dtype="f32", stream_id="a")
+                for name in names
+            }
+            for start in range(0, 2600, 130):
+                for name in names:
+                    streams[name].send(x[name][start : start + 130].astype(np.float32))
+                if each is one_sum_at_a_time and start == 1300:
+                    each.kill()
+                    each.restart()
+            for name in names:
+                streams[name].close()
+            sealed = [client.seal_statistic(name) for name in names]
+        assert [one.tokens for one in sealed] == [2600] * len(names)
+        moments[each.address] = [
+            bytes(export_statistic(each.api, each.api.statistic_name(name)).data) for name in names
+        ]
+    assert moments[server.address] == moments[one_sum_at_a_time.address]
+    scrape = parse(one_sum_at_a_time.metrics())
+    assert scrape.value("quantd_sum_page_outs_total", device="cpu") > 0
+    assert scrape.value("quantd_open_sum_bytes", device="cpu") == 0
 
 
 @pytest.fixture(autouse=True)

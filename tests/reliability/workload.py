@@ -24,10 +24,10 @@ from quantd.v1 import weights_pb2, weights_pb2_grpc
 
 ROWS, COLS, CHUNK_TOKENS, CHUNKS, STREAMS = 16, 64, 24, 8, 2
 LAYERS = ("calibrated", "plain")
-#: Every stream and upload becomes durable in many small steps.
+#: Every stream and upload becomes durable in many small steps, and sums take turns on the device.
 CONFIG = """
 durability { commit_bytes: 4096 commit_interval_ms: 5 }
-limits { moment_cache_bytes: 1 }
+limits { moment_cache_bytes: 1 open_sum_bytes: 1 }
 cpu_threads: 1
 drain_seconds: 1
 """

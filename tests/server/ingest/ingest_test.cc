@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "compute/backend/cpu/cpu_backend.h"
 #include "compute/tensor/checksum.h"
@@ -77,11 +78,12 @@ class IngestTest : public ::testing::Test {
   }
 
   // As after a restart: nothing in memory survives.
-  void OpenStatistics() {
+  void OpenStatistics(int64_t open_sum_bytes = 0) {
     statistics_.reset();
     StatisticsOptions options;
     options.commit.interval = absl::Hours(1);  // commits happen when asked for
-    options.max_streams_per_tenant = 2;
+    options.max_streams_per_tenant = open_sum_bytes > 0 ? 16 : 2;
+    options.open_sum_bytes = open_sum_bytes;
     statistics_ = std::make_unique<Statistics>(
         *jobs_, *blobs_, std::vector<compute::Backend*>{backend_.get()}, executor_, options,
         [this](const std::string&, const std::string& id) { sealed_.push_back(id); });
@@ -146,6 +148,67 @@ TEST_F(IngestTest, WhatWasFinishedIsDurableAndResumesWithTheSameBits) {
   ASSERT_TRUE(resumed.ok() && whole.ok());
   EXPECT_EQ((*resumed)->tokens(), 1800);
   EXPECT_EQ((*resumed)->Serialize(), (*whole)->Serialize());
+}
+
+// More sums than the device may hold, fed in turns: they page in and out, and come to the same
+// bits.
+TEST_F(IngestTest, SumsThatDoNotFitTakeTurns) {
+  constexpr int kStatistics = 6;
+  constexpr int kChunks = 8;
+  const auto named = [](const std::string& prefix, int i) {
+    auto declaration = Declare();
+    declaration.statistic = absl::StrCat(prefix, i);
+    return declaration;
+  };
+  const auto feed = [&](const std::string& prefix) {
+    std::vector<std::shared_ptr<ActivationStream>> streams;
+    for (int i = 0; i < kStatistics; ++i) {
+      streams.push_back(statistics_->Open(named(prefix, i)).value());
+    }
+    for (int seq = 1; seq <= kChunks; ++seq) {
+      for (int i = 0; i < kStatistics; ++i) {
+        ASSERT_TRUE(streams[i]->Push(Chunk(seq, 200 + i, static_cast<float>(i))).ok());
+      }
+    }
+    for (int i = 0; i < kStatistics; ++i) {
+      ASSERT_TRUE(Finish(streams[i], named(prefix, i)).ok()) << i;
+      ASSERT_TRUE(statistics_->Seal("t", absl::StrCat(prefix, i)).ok()) << i;
+    }
+  };
+  OpenStatistics(/*open_sum_bytes=*/1);  // room for one, as for any that is too large
+  feed("paged");
+  const Statistics::OpenSums sums = statistics_->OpenSumsOfDevices().at("cpu");
+  EXPECT_EQ(sums.bytes, 0);
+  EXPECT_EQ(sums.waiting, 0);
+  EXPECT_GE(sums.page_outs, kStatistics - 1);
+  OpenStatistics(/*open_sum_bytes=*/int64_t{1} << 30);
+  feed("whole");
+  EXPECT_EQ(statistics_->OpenSumsOfDevices().at("cpu").page_outs, 0);
+  for (int i = 0; i < kStatistics; ++i) {
+    const auto paged = statistics_->Load("t", absl::StrCat("paged", i));
+    const auto whole = statistics_->Load("t", absl::StrCat("whole", i));
+    ASSERT_TRUE(paged.ok() && whole.ok());
+    EXPECT_EQ((*paged)->Serialize(), (*whole)->Serialize()) << i;
+  }
+}
+
+// An idle stream that holds the only place gives it up, and a stream that failed leaves none taken.
+TEST_F(IngestTest, IdleAndFailedStreamsMakeRoom) {
+  OpenStatistics(/*open_sum_bytes=*/1);
+  auto idle = Declare();
+  idle.statistic = "idle";
+  const auto first = statistics_->Open(idle).value();
+  ASSERT_TRUE(first->Push(Chunk(1, 10)).ok());
+  auto other = Declare();
+  other.statistic = "other";
+  const auto second = statistics_->Open(other).value();
+  ASSERT_TRUE(second->Push(Chunk(1, 20)).ok());
+  ASSERT_TRUE(Finish(second, other).ok());
+  ASSERT_TRUE(first->Push(Chunk(2, 10)).ok());
+  ASSERT_TRUE(Finish(first, idle).ok());
+  EXPECT_EQ(statistics_->Seal("t", "idle")->tokens, 20);
+  EXPECT_EQ(statistics_->Seal("t", "other")->tokens, 20);
+  EXPECT_EQ(statistics_->OpenSumsOfDevices().at("cpu").bytes, 0);
 }
 
 TEST_F(IngestTest, RefusedChunksChangeNothing) {

@@ -83,6 +83,7 @@ void UseEverything(Metrics& metrics) {
   metrics.SetStoredBytes({{"acme", 12345}});
   metrics.Collected("job");
   metrics.SetSyncFailures(2);
+  metrics.SetOpenSums("cpu:0", 4096, 3, 5);
   metrics.SetServing(true);
   metrics.SetReady(true);
   metrics.SetDisk(300, 1000);
@@ -191,6 +192,9 @@ TEST(MetricsTest, EveryMethodMovesItsSample) {
       {R"(quantd_serving)", 1},
       {R"(quantd_ready)", 1},
       {R"(quantd_sync_failures_total)", 2},
+      {R"(quantd_open_sum_bytes{device="cpu:0"})", 4096},
+      {R"(quantd_waiting_sums{device="cpu:0"})", 3},
+      {R"(quantd_sum_page_outs_total{device="cpu:0"})", 5},
       {R"(quantd_disk_free_bytes)", 300},
       {R"(quantd_disk_bytes)", 1000},
   };
