@@ -1,5 +1,6 @@
 // quantd: reads the configuration, wires the parts together, serves until SIGTERM or SIGINT.
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <semaphore.h>
@@ -421,6 +422,8 @@ void Reload(const Flags& flags, const ServerConfig& running, Access& access, Aud
 }
 
 absl::Status Serve(const ServerConfig& config, const Flags& flags) {
+  // It would write a line for each message that does not parse: clients do not write our log.
+  google::protobuf::SetLogHandler(nullptr);
   absl::StatusOr<std::unique_ptr<DataDirectory>> directory = DataDirectory::Open(config.data_dir);
   if (!directory.ok()) return directory.status();
   absl::StatusOr<std::unique_ptr<JobStore>> jobs =

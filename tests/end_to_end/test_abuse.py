@@ -17,7 +17,7 @@ from quantd.v1 import calibration_pb2, jobs_pb2, server_pb2, weights_pb2
 from reliability.abuse import HealthyClient, SlowClients, _open_streams, send_random_names
 
 from .prometheus_text import parse
-from .refusal import refused
+from .refusal import refused, unharmed
 from .server_process import Server, eventually, seconds
 from .wire import (
     F64,
@@ -352,3 +352,19 @@ def test_requests_are_kept_apart(start_server: Callable[..., Server]) -> None:
         server.api.weights.UploadWeights(iter([chunk]))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     works(server.api)
+
+
+def test_what_does_not_parse_leaves_no_line_in_the_log(server: Server) -> None:
+    """Neither lines nor bytes of a client's choice, however often it sends them."""
+    before = len(server.stderr)
+    not_utf8 = b"\x0a\x04ab\xff\xfe"  # of a field `name`
+    with unharmed(server), grpc.insecure_channel(server.address) as channel:
+        get_job = channel.unary_unary(
+            "/quantd.v1.Jobs/GetJob",
+            request_serializer=lambda raw: raw,
+            response_deserializer=lambda raw: raw,
+        )
+        for _ in range(50):
+            with pytest.raises(grpc.RpcError):
+                get_job(not_utf8, timeout=10)
+    assert not [line for line in server.stderr[before:] if "UTF-8" in line or "protobuf" in line]

@@ -1,4 +1,6 @@
 // Any bytes that are a CreateJobRequest are either refused, by field, or a job with an estimate.
+#include <google/protobuf/stubs/logging.h>
+
 #include <memory>
 
 #include "compute/backend/cpu/cpu_backend.h"
@@ -10,6 +12,8 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace quantd;
   static const auto* const backend = compute::NewCpuBackend(1).release();
+  static const auto* const loud = google::protobuf::SetLogHandler(nullptr);
+  static_cast<void>(loud);
   v1::CreateJobRequest request;
   if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;
   auto job = server::FromProto(request.job(), "acme");
@@ -25,6 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     job = estimate.status();
   }
   fuzz::CheckRefusal(job.status(), absl::StatusCode::kInvalidArgument,
-                     absl::StatusCode::kResourceExhausted, absl::StatusCode::kUnimplemented);
+                     absl::StatusCode::kResourceExhausted, absl::StatusCode::kUnimplemented,
+                     absl::StatusCode::kPermissionDenied);
   return 0;
 }

@@ -1,8 +1,9 @@
-"""Runs the libFuzzer targets of tests/fuzz with sanitizers, one after the other, and counts.
+"""Runs the libFuzzer targets of tests/fuzz with sanitizers, and counts.
 
-Each starts from its corpus in tests/fuzz/corpus and from what earlier runs found, which lies in
-build/fuzz/found. A finding ends its target and is kept beside that; fix it, then add the input to
-the corpus, where the ordinary tests run it from then on.
+One after the other, or `--jobs` processes at a time: then `--shares` processes with seeds of their
+own share the inputs of a target. Each starts from its corpus in tests/fuzz/corpus and from what
+earlier runs found, which lies in build/fuzz/found. A finding ends its process and is kept beside
+that; fix it, then add the input to the corpus, where the ordinary tests run it from then on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +58,24 @@ def program(target: str) -> Path:
     return path
 
 
+def together(parts: list[Outcome]) -> Outcome:
+    """Of the processes of one target."""
+    return Outcome(
+        parts[0].target,
+        sum(part.inputs for part in parts),
+        max(part.seconds for part in parts),
+        max(part.edges for part in parts),
+        "; ".join(part.finding for part in parts if part.finding),
+    )
+
+
 def run(target: str, runs: int, seed: int, most_seconds: int) -> Outcome:
     """One process; its temporary files are in memory where the machine has room for that."""
     found, findings = FOUND / target, FOUND / "findings"
     for folder in (found, findings):
         folder.mkdir(parents=True, exist_ok=True)
     memory = Path("/dev/shm")
-    log = FOUND / f"{target}.log"
+    log = FOUND / f"{target}-{seed}.log"
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch,
@@ -132,18 +145,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=int, default=1_000_000, help="inputs a parser [1000000]")
     parser.add_argument("--sequences", type=int, default=10_000, help="RPC sequences [10000]")
     parser.add_argument("--seconds", type=int, default=0, help="at most, a target [no limit]")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time [1]")
+    parser.add_argument("--shares", type=int, default=0, help="processes a target [as --jobs has]")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", action="append", choices=targets, help="this one [all]")
     parser.add_argument("--keep", action="store_true", help="add what was found to the corpus")
     options = parser.parse_args(arguments)
-    outcomes = []
-    for target in options.target or targets:
-        runs = options.sequences if target == SEQUENCES else options.runs
-        outcomes.append(run(target, runs, options.seed, options.seconds))
-        print(outcomes[-1].line(), flush=True)
-        if options.keep:
-            print(f"{'':20} {keep(target)} inputs kept", flush=True)
-    return 1 if any(outcome.finding for outcome in outcomes) else 0
+    chosen = options.target or targets
+    shares = options.shares or max(1, options.jobs // len(chosen))
+    findings = 0
+    with ThreadPoolExecutor(max_workers=options.jobs) as pool:
+        running = {}
+        for target in chosen:
+            runs = options.sequences if target == SEQUENCES else options.runs
+            running[target] = [
+                pool.submit(run, target, -(-runs // shares), options.seed + i, options.seconds)
+                for i in range(shares)
+            ]
+        for target, parts in running.items():
+            outcome = together([part.result() for part in parts])
+            findings += bool(outcome.finding)
+            print(outcome.line(), flush=True)
+            if options.keep:
+                print(f"{'':20} {keep(target)} inputs kept", flush=True)
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":
