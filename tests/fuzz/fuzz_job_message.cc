@@ -12,7 +12,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace quantd;
   static const auto* const backend = compute::NewCpuBackend(1).release();
-  static const auto* const loud = google::protobuf::SetLogHandler(nullptr);
+  static google::protobuf::LogHandler* const loud = google::protobuf::SetLogHandler(nullptr);
   static_cast<void>(loud);
   v1::CreateJobRequest request;
   if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;

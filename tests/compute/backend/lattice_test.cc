@@ -408,8 +408,24 @@ TEST_F(LatticeErrorTest, CodesAreCountedAndEncodedByLayer) {
   const CodedIntegers coded =
       backend_->EncodeCodes(*stream_, codes, kFirst, kRows - kFirst, ChooseModel(got)).value();
   EXPECT_EQ(DecodeIntegers(coded, kRows - kFirst, kCols).value(), rows);
+  const Tensor decoded =
+      backend_
+          ->Download(*stream_,
+                     backend_->DecodeCodes(*stream_, coded, kRows - kFirst, kCols).value())
+          .value();
+  EXPECT_THAT(decoded.as<int32_t>(), ElementsAreArray(rows));
+  EXPECT_EQ(backend_->DecodeCodes(*stream_, coded, kRows, kCols).status().code(),
+            absl::StatusCode::kDataLoss);
   EXPECT_THAT(backend_->CountCodes(*stream_, codes, kFirst, kRows).status().message(),
               HasSubstr("codes: expected rows of 70; got [20, 90)"));
+}
+
+TEST_F(LatticeErrorTest, EnergiesAreMeanSquares) {
+  const DeviceTensor matrix = Upload({2, 3}, {1, -2, 3, 0, 4, -5});
+  EXPECT_THAT(backend_->RowEnergies(*stream_, matrix).value(),
+              ElementsAreArray({14.0 / 3.0, 41.0 / 3.0}));
+  EXPECT_THAT(backend_->ColumnEnergies(*stream_, matrix).value(),
+              ElementsAreArray({0.5, 10.0, 17.0}));
 }
 
 TEST_F(LatticeErrorTest, DeadColumnsDecodeToZero) {

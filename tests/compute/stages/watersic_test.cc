@@ -151,6 +151,22 @@ TEST_F(WaterSicTest, StoredRateMeetsTheRequest) {
   }
 }
 
+// Rows that are solved first tell where the search of a tall layer begins, also where the rows are
+// of all sizes and the large ones lie together.
+TEST_F(WaterSicTest, TallLayersMeetTheRequest) {
+  constexpr int64_t kTall = 2304;
+  Matrix weight = NormalValues(kTall * kCols, 7);
+  for (int64_t r = 0; r < kTall; ++r) {
+    const double size = r % 100 == 3 ? 0.0 : std::exp2(static_cast<double>(r * 6 / kTall) - 3.0);
+    for (int64_t c = 0; c < kCols; ++c) weight[r * kCols + c] *= size;
+  }
+  SetLayer(kTall, kCols, weight, Moment(kTokens, x_, x_));
+  for (const double bits : {1.0, 3.0, 12.0}) {
+    SetRate(bits);
+    EXPECT_NEAR(StoredBits(Solve(), {kTall}), bits, 5e-3) << bits;
+  }
+}
+
 TEST_F(WaterSicTest, ErrorFallsSixDecibelsABit) {
   SetRate(3.0);
   const double three = Distortion(Solve());
