@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -41,6 +42,14 @@ absl::Status BadKeys(const Parts&... parts) {
 }
 absl::Status Refuse(absl::string_view why) {
   return absl::UnauthenticatedError(absl::StrCat("the JWT is refused: ", why));
+}
+
+// As RFC 7515 has it: no padding. On some text that is none, libcjose ends the process by an
+// assertion.
+bool IsBase64Url(absl::string_view text) {
+  return text.size() % 4 != 1 && std::all_of(text.begin(), text.end(), [](char c) {
+           return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_';
+         });
 }
 
 std::string StringAt(const Json& object, const std::string& name) {
@@ -88,6 +97,9 @@ absl::StatusOr<std::vector<Key>> ParseKeys(absl::string_view jwks, const std::st
       return BadKeys("expected public keys, got a private or symmetric one");
     }
     if (IsForOthers(key, algorithm)) continue;
+    for (const char* name : {"n", "e", "x", "y", "p", "q", "dp", "dq", "qi"}) {
+      if (!IsBase64Url(StringAt(key, name))) return BadKeys("\"", name, "\" is no base64url");
+    }
     const std::string text = key.dump(-1, ' ', false, Json::error_handler_t::replace);
     cjose_err error{};
     Key one{StringAt(key, "kid"), nullptr};
@@ -140,6 +152,10 @@ class Verifier final : public JwtVerifier {
   // The payload of a token whose signature one of the keys verifies.
   absl::StatusOr<std::string> Authentic(absl::string_view token) const {
     if (token.size() > kMaxTokenBytes) return Refuse("it is too long");
+    const std::vector<absl::string_view> parts = absl::StrSplit(token, '.');
+    if (parts.size() != 3 || !std::all_of(parts.begin(), parts.end(), IsBase64Url)) {
+      return Refuse("it is malformed");
+    }
     cjose_err error{};
     const std::unique_ptr<cjose_jws_t, ReleaseJws> jws(
         cjose_jws_import(token.data(), token.size(), &error));

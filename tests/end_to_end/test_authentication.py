@@ -263,6 +263,10 @@ def test_forged_tokens(jwt_server: Server, issuer: Issuer) -> None:
         "a cut signature": genuine[:-8],
         "nothing": "..",
         "no base64": "!!.!!.!!",
+        "padding inside": "e=yJhbGciOn0.e30.",
+        "padding at the end": f"{head}=.{payload}=.{signature}=",
+        "base64 of no length": f"{head}.{payload}.{'A' * 5}",
+        "other base64": f"{head}.{payload}.{signature[:-4]}+/+/",
         "too long": f"{head}.{payload}.{'A' * 6500}",
         "four parts": f"{genuine}.{signature}",
     }
@@ -291,7 +295,9 @@ def test_other_algorithms(
         who(server.connect("alpha", stranger.sign(Issuer.claims(), algorithm)))
 
 
-@pytest.mark.parametrize("what", ["private", "symmetric", "short", "curve", "none", "no JSON"])
+@pytest.mark.parametrize(
+    "what", ["private", "symmetric", "short", "curve", "none", "no base64", "no JSON"]
+)
 def test_keys_that_are_refused(tmp_path: Path, what: str) -> None:
     """A server that cannot verify safely does not start."""
     key = SigningKey(tmp_path, "one").jwk()
@@ -301,6 +307,7 @@ def test_keys_that_are_refused(tmp_path: Path, what: str) -> None:
         "short": [SigningKey(tmp_path, "short", bits=1024).jwk()],
         "curve": [SigningKey(tmp_path, "curve", "EC").jwk()],
         "none": [{**key, "use": "enc"}],
+        "no base64": [{**key, "n": "A=" + key["n"]}],
         "no JSON": [],
     }[what]
     keys_file = write_jwks(tmp_path / "jwks.json", keys)
