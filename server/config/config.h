@@ -114,7 +114,7 @@ struct ServerConfig {
   int cpu_threads = 0;  // 0: one a core
   int cpu_slots = 1;
   std::string devices = "auto";
-  int cuda_slots = 4;
+  int cuda_slots = 8;
   bool shared_memory = false;
   bool cuda_ipc = false;
   std::string log_level = "info";

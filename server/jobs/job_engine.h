@@ -75,7 +75,7 @@ class JobEngine {
  public:
   struct Options {
     int cpu_slots = 1;   // layers at once on the CPU
-    int cuda_slots = 4;  // and on each GPU
+    int cuda_slots = 8;  // and on each GPU
     JobLimits limits;
     int max_jobs_per_tenant = 1000;
     std::map<std::string, TenantShare> tenants;  // others have the default

@@ -349,9 +349,8 @@ __device__ void OrthogonalizeColumns(int given_n, double* g, double* v, int give
   constexpr int kMaxSweeps = 60;
   // As in the CPU's: what is below is orthogonal.
   constexpr double kOrthogonal = 4 * 2.220446049250313e-16;
-  // A sweep whose inner products were all below leaves their products and 2^-20 of them: far less
-  // than the rounding to float32 that follows.
-  constexpr double kLast = 1e-5;
+  // A sweep whose inner products were all below leaves their products and 2^-20 of them.
+  constexpr double kLast = 1e-7;
   constexpr double kLastSine = 1e-4;
   constexpr double kNothing = 1e-280;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
