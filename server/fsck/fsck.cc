@@ -328,8 +328,9 @@ absl::Status Fsck::DeriveJob(const JobRecord& job) {
                               " FROM layers WHERE tenant = ? AND job_id = ? ORDER BY position"),
                  {job.tenant, job.job_id}, [&](Query& row) {
                    auto layer = sqlite::ReadLayer(row, job.recipe, recipes);
-                   if (layer.ok()) now.layers.push_back(*std::move(layer));
-                   return layer.status();
+                   if (!layer.ok()) return layer.status();
+                   now.layers.push_back(*std::move(layer));
+                   return absl::OkStatus();
                  });
   if (!read.ok()) return read;
   DeriveJobState(now, absl::Now());

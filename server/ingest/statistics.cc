@@ -63,8 +63,9 @@ std::string StatisticName(absl::string_view tenant, absl::string_view statistic)
   return absl::StrCat("tenants/", tenant, "/statistics/", statistic);
 }
 
-Statistics::Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
-                       Executor& executor, StatisticsOptions options,
+Statistics::Statistics(JobStore& jobs, BlobStore& blobs,
+                       const std::vector<compute::Backend*>& backends, Executor& executor,
+                       StatisticsOptions options,
                        std::function<void(const std::string&, const std::string&)> sealed)
     : jobs_(jobs),
       blobs_(blobs),

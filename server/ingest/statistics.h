@@ -36,7 +36,7 @@ struct StatisticsOptions {
 class Statistics {
  public:
   // `sealed` is called after a statistic became usable, from the sealing thread.
-  Statistics(JobStore& jobs, BlobStore& blobs, std::vector<compute::Backend*> backends,
+  Statistics(JobStore& jobs, BlobStore& blobs, const std::vector<compute::Backend*>& backends,
              Executor& executor, StatisticsOptions options,
              std::function<void(const std::string& tenant, const std::string& statistic)> sealed);
   ~Statistics();

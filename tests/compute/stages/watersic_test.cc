@@ -157,7 +157,7 @@ TEST_F(WaterSicTest, TallLayersMeetTheRequest) {
   constexpr int64_t kTall = 2304;
   Matrix weight = NormalValues(kTall * kCols, 7);
   for (int64_t r = 0; r < kTall; ++r) {
-    const double size = r % 100 == 3 ? 0.0 : std::exp2(static_cast<double>(r * 6 / kTall) - 3.0);
+    const double size = r % 100 == 3 ? 0.0 : std::exp2(6.0 * static_cast<double>(r) / kTall - 3.0);
     for (int64_t c = 0; c < kCols; ++c) weight[r * kCols + c] *= size;
   }
   SetLayer(kTall, kCols, weight, Moment(kTokens, x_, x_));
