@@ -213,9 +213,11 @@ absl::StatusOr<JobEstimate> PrepareJob(JobRecord& job, const JobLimits& limits,
     }
     if (absl::Status s = PrepareLayer(layer, i, limits, backend); !s.ok()) return s;
   }
-  if (const auto resolved = compute::ResolveRecipe(job.recipe); resolved.ok()) {
-    job.recipe = *resolved;
-  }
+  // Also where every layer has its own: it is stored, and a record that cannot be read again would
+  // keep the tenant's jobs from being listed and the server from starting.
+  const auto resolved = compute::ResolveRecipe(job.recipe);
+  if (!resolved.ok()) return InvalidFieldWithin("job.recipe", resolved.status());
+  job.recipe = *resolved;
   JobEstimate estimate;
   for (const LayerGroup& group : GroupsOf(job)) {
     if (absl::Status s = CheckFusion(job, group); !s.ok()) return s;

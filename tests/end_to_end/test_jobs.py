@@ -211,6 +211,20 @@ def test_refusal_names_a_layers_own_recipe(server: Server) -> None:
     assert any("layers[1].recipe" in path for path in refusal.fields), refusal
 
 
+def test_refusal_of_a_recipe_that_no_layer_uses(server: Server) -> None:
+    """It would be stored beside the layers' own, and not be readable."""
+    unused = Recipe(
+        format=recipe_pb2.ENTROPY_CODED,
+        method=recipe_pb2.WATERSIC,
+        rate_bits=3,
+        transform=recipe_pb2.HADAMARD,
+    )
+    own = [layer("a", ROWS, COLS, recipe=Recipe(format=recipe_pb2.MXFP4))]
+    with unharmed(server), refused("INVALID_ARGUMENT", field="transform") as refusal:
+        create_job(server.api, own, unused)
+    assert any("job.recipe" in path for path in refusal.fields), refusal
+
+
 @pytest.mark.parametrize("method", [recipe_pb2.GPTQ, recipe_pb2.WATERSIC])
 def test_methods_that_this_server_does_not_list(server: Server, method: int) -> None:
     from quantd.v1 import server_pb2

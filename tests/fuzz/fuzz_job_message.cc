@@ -22,6 +22,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (estimate.ok()) {
       FUZZ_CHECK(estimate->peak_bytes > 0 && estimate->output_bytes > 0);
       FUZZ_CHECK(!job->layers.empty());
+      // Records are read again at every start.
+      FUZZ_CHECK(compute::RecipeFromJson(compute::ToJson(job->recipe)).ok());
+      for (const server::LayerRecord& layer : job->layers) {
+        FUZZ_CHECK(compute::RecipeFromJson(compute::ToJson(layer.recipe)).ok());
+      }
       const v1::Job described = server::ToProto(*job);
       FUZZ_CHECK(described.layers_size() == static_cast<int>(job->layers.size()));
       return 0;

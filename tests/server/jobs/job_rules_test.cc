@@ -60,6 +60,17 @@ TEST_F(JobRulesTest, RefusalsNameTheField) {
   EXPECT_EQ(FieldOfRefusal(), "job.layers[0].dtype");
 }
 
+TEST_F(JobRulesTest, RecipesThatNoLayerUsesAreCheckedToo) {
+  job_.layers = {Layer("a", 64, 64)};
+  job_.layers[0].has_own_recipe = true;
+  EXPECT_TRUE(Prepare().ok());
+  job_.recipe = {.format = compute::Format::kEntropyCoded,
+                 .transform = compute::TransformKind::kHadamard,
+                 .method = compute::Method::kWaterSic,
+                 .rate_bits = 3.0};
+  EXPECT_EQ(FieldOfRefusal(), "job.recipe.transform");
+}
+
 TEST_F(JobRulesTest, LimitsHold) {
   job_.layers = {Layer("a", 64, 64), Layer("b", 64, 64)};
   limits_.max_layers_per_job = 1;
